@@ -1,0 +1,47 @@
+"""What the call in progress knows about itself: its id and its deadline.
+
+The frame sets these for the task that runs the handler, and tasks started by the handler inherit them. Work handed to
+a ``DeviceQueue`` or a thread must be given what it needs explicitly.
+"""
+
+import re
+import time
+import uuid
+from contextvars import ContextVar
+from typing import Final
+
+REQUEST_ID_KEY: Final = "x-request-id"
+
+_SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+_request_id: ContextVar[str] = ContextVar("vplab_request_id", default="")
+_deadline: ContextVar[float | None] = ContextVar("vplab_deadline", default=None)
+
+
+def request_id() -> str:
+    """Return the id of the call in progress, empty outside of a call."""
+    return _request_id.get()
+
+
+def deadline() -> float | None:
+    """Return when the caller stops waiting, on ``time.monotonic()``'s clock in seconds; None when it never does."""
+    return _deadline.get()
+
+
+def time_remaining_s() -> float | None:
+    """Return the seconds until the deadline, not below zero; None without a deadline."""
+    at = _deadline.get()
+    return None if at is None else max(0.0, at - time.monotonic())
+
+
+def accept_request_id(proposed: str | None) -> str:
+    """Return the caller's id if it is safe to write into logs and metadata, else a new one."""
+    if proposed is not None and _SANE_REQUEST_ID.fullmatch(proposed):
+        return proposed
+    return uuid.uuid4().hex
+
+
+def enter(request_id: str, deadline: float | None) -> None:
+    """Set both for the task that runs a handler; there is nothing to reset, because each call has its own task."""
+    _request_id.set(request_id)
+    _deadline.set(deadline)
