@@ -4,22 +4,19 @@ import io
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vplab.api.vision.v1 import vision_pb2
 from vplab.errors import InvalidInput
+from vplab.vision.images import PixelFormat
 from vplab.wire.names import parse_sha256
 
-PixelFormat = Literal["MONO8", "MONO16", "RGB8", "BGR8"]
-
-_PIXEL_FORMATS: dict[int, tuple[PixelFormat, int]] = {
-    vision_pb2.PIXEL_FORMAT_MONO8: ("MONO8", 1),
-    vision_pb2.PIXEL_FORMAT_MONO16: ("MONO16", 2),
-    vision_pb2.PIXEL_FORMAT_RGB8: ("RGB8", 3),
-    vision_pb2.PIXEL_FORMAT_BGR8: ("BGR8", 3),
+_PIXEL_FORMATS: dict[int, PixelFormat] = {
+    vision_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{pixel_format}"): pixel_format for pixel_format in PixelFormat
 }
 
 MAX_FRAME_BYTES = 30 << 20
@@ -114,9 +111,9 @@ def _read(path: Path) -> bytes:
 def _pixels_to_proto(pixels: NDArray[Any]) -> vision_pb2.Image:
     kind = (pixels.dtype.name, pixels.shape[2:])
     formats: dict[tuple[str, tuple[int, ...]], PixelFormat] = {
-        ("uint8", ()): "MONO8",
-        ("uint16", ()): "MONO16",
-        ("uint8", (3,)): "RGB8",
+        ("uint8", ()): PixelFormat.MONO8,
+        ("uint16", ()): PixelFormat.MONO16,
+        ("uint8", (3,)): PixelFormat.RGB8,
     }
     pixel_format = formats.get(kind) if pixels.ndim in (2, 3) and pixels.size else None
     if pixel_format is None:
@@ -134,8 +131,6 @@ def _pixels_to_proto(pixels: NDArray[Any]) -> vision_pb2.Image:
 
 
 def _to_png(pixels: NDArray[Any]) -> bytes:
-    from PIL import Image  # pixels this large are rare, and Pillow would slow down every import of the client
-
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
     return file.getvalue()
@@ -152,14 +147,13 @@ def _frame_to_proto(frame: FrameImage) -> vision_pb2.RawFrame:
 
 
 def _frame_from_proto(message: vision_pb2.RawFrame, field: str) -> FrameImage:
-    known = _PIXEL_FORMATS.get(message.pixel_format)
-    if known is None:
+    pixel_format = _PIXEL_FORMATS.get(message.pixel_format)
+    if pixel_format is None:
         raise InvalidInput("is unspecified or unknown", field=f"{field}.pixel_format")
-    pixel_format, pixel_bytes = known
     for name in ("width", "height"):
         if getattr(message, name) < 1:
             raise InvalidInput("must be 1 or more", field=f"{field}.{name}")
-    row_bytes = message.width * pixel_bytes
+    row_bytes = message.width * pixel_format.num_bytes
     stride_bytes = message.stride_bytes or row_bytes
     if stride_bytes < row_bytes:
         raise InvalidInput(f"is {stride_bytes}; a row needs {row_bytes} bytes", field=f"{field}.stride_bytes")
