@@ -1,0 +1,99 @@
+"""The recipe's command line: prepare, train, and what follows."""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from vplab.training.foundation.sources import NATURAL_SOURCES, open_cache, read_natural, write_cache
+from vplab.training.foundation.training import CHECKPOINT, Stage, Trainer, TrainingConfig
+from vplab.vision.nano.architecture import NanoSegmenter
+from vplab.vision.nano.trunk import MobileNetTrunk
+
+DEFAULT_CONFIG = TrainingConfig(
+    stages=(
+        Stage(256, 4000, 8, 4, 6e-4, 6e-4),
+        Stage(256, 1500, 8, 4, 6e-4, 1e-4),
+        Stage(512, 300, 4, 4, 1.5e-4, 1e-5),
+    ),
+    mix={"bsds500": 0.35, "ecssd": 0.3, "camvid": 0.12, "procedural": 0.23},
+)
+SAVE_EVERY_STEPS = 100
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Decode the training images of every source into the cache."""
+    for source in arguments.sources:
+        folder = arguments.cache / source
+        if (folder / "index.json").is_file():
+            continue
+        count = write_cache(folder, read_natural(arguments.data, source, held_out=False))
+        print(f"{source}: {count} images", flush=True)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train, or go on from the folder's checkpoint."""
+    torch.set_num_threads(arguments.threads)
+    folder: Path = arguments.run
+    folder.mkdir(parents=True, exist_ok=True)
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        config_path.write_text(DEFAULT_CONFIG.to_json())
+    config = TrainingConfig.from_json(config_path.read_text())
+    sources = [open_cache(arguments.cache / name) for name, share in config.mix.items() if share > 0]
+    torch.manual_seed(config.seed)
+    resumes = (folder / CHECKPOINT).is_file()
+    trunk = None if resumes else MobileNetTrunk.from_weights(arguments.trunk)
+    trainer = Trainer(folder, config, sources, NanoSegmenter(trunk), arguments.device)
+    trainer.resume()
+    deadline = time.monotonic() + 60 * arguments.minutes
+    sums: dict[str, float] = {}
+    count = 0
+    with (folder / "log.jsonl").open("a") as log:
+        for metrics in trainer.run(arguments.until):
+            count += 1
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if trainer.step % 20 == 0:
+                line = {n: round(v / count, 6) for n, v in sums.items()} | {"step": trainer.step}
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                sums, count = {}, 0
+            if trainer.step % SAVE_EVERY_STEPS == 0:
+                trainer.save()
+            if time.monotonic() > deadline:
+                break
+    trainer.save()
+
+
+def main() -> None:
+    """Parse the command line and run one step of the recipe."""
+    parser = argparse.ArgumentParser(prog="python -m vplab.training.foundation", description=__doc__)
+    steps = parser.add_subparsers(required=True)
+    data = Path(os.environ.get("VPLAB_DATA", "../shared/data"))
+
+    step = steps.add_parser("prepare", help="decode the training images into a cache")
+    step.add_argument("--data", type=Path, default=data)
+    step.add_argument("--cache", type=Path, required=True)
+    step.add_argument("--sources", nargs="+", default=list(NATURAL_SOURCES))
+    step.set_defaults(call=prepare)
+
+    step = steps.add_parser("train", help="train, or go on from the last checkpoint")
+    step.add_argument("--cache", type=Path, required=True)
+    step.add_argument("--run", type=Path, required=True, help="folder of config.json, checkpoint and log")
+    step.add_argument("--trunk", type=Path, help="timm mobilenetv2_100 safetensors; default: timm's download")
+    step.add_argument("--device", default="cpu")
+    step.add_argument("--threads", type=int, default=2)
+    step.add_argument("--until", type=int, help="stop after this step")
+    step.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time")
+    step.set_defaults(call=train)
+
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    main()

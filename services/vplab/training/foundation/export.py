@@ -1,0 +1,153 @@
+"""The trained model as the two shipped artifacts: graphs with half-precision weights, specs and parity reports."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from vplab.training.models.compare import compare_encoder, compare_segmenter
+from vplab.training.models.parity import ParityCase, ParityReport, make_report
+from vplab.vision.nano.architecture import (
+    EMBED_DIM,
+    FEATURE_DIM,
+    FEATURE_STRIDE,
+    INPUT_SIZE,
+    MEAN_RGB,
+    RASTER,
+    STD_RGB,
+    STRIDE,
+    NanoSegmenter,
+)
+from vplab.vision.sam.build import SamModel
+from vplab.vision.sam.onnx_decoder import decoder_to_onnx
+from vplab.vision.sam.onnx_graph import batch_axis, to_onnx
+from vplab.vision.specs import EncoderSpec, OutputSpec, Preprocessing, SegmenterSpec
+
+ENCODER, SEGMENTER = "nano-encoder", "nano-segmenter"
+ARCHITECTURE = "nano_mobilenetv2_100_stride16"
+_MIN_HALF_SIZE = 64
+"""Smaller constants (shapes, epsilons, sizes) stay as they are."""
+_PARITY_SIZES_HW = ((480, 640), (640, 480), (512, 512), (333, 517))
+
+
+def encoder_spec() -> EncoderSpec:
+    """Return the spec of the image encoder."""
+    grid, fine = INPUT_SIZE // STRIDE, INPUT_SIZE // FEATURE_STRIDE
+    return EncoderSpec(
+        family="nano",
+        architecture=ARCHITECTURE,
+        preprocessing=Preprocessing(resize="longest_side", size=INPUT_SIZE, mean_rgb=MEAN_RGB, std_rgb=STD_RGB),
+        outputs=(
+            OutputSpec(name="image_embedding", role="image_embedding", shape=(EMBED_DIM, grid, grid), stride=STRIDE),
+            OutputSpec(
+                name="patch_features", role="patch_features", shape=(fine, fine, FEATURE_DIM), stride=FEATURE_STRIDE
+            ),
+        ),
+    )
+
+
+def segmenter_spec() -> SegmenterSpec:
+    """Return the spec of the prompt encoder and mask decoder."""
+    grid = INPUT_SIZE // STRIDE
+    return SegmenterSpec(
+        family="nano",
+        architecture=ARCHITECTURE,
+        input_size=INPUT_SIZE,
+        embedding_shape=(EMBED_DIM, grid, grid),
+        low_res_hw=(4 * grid, 4 * grid),
+        prompt_raster=RASTER,
+    )
+
+
+def export(model: NanoSegmenter, folder: Path) -> None:
+    """Write ``nano-encoder`` and ``nano-segmenter`` below ``folder``.
+
+    The weights are rounded to half precision first, so the parity report compares equal weights.
+    """
+    model = round_to_half(model).eval()
+    encoder_dir, segmenter_dir = folder / ENCODER, folder / SEGMENTER
+    for directory, spec in ((encoder_dir, encoder_spec()), (segmenter_dir, segmenter_spec())):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "model.json").write_text(spec.model_dump_json(indent=2) + "\n")
+    images = torch.zeros(2, 3, INPUT_SIZE, INPUT_SIZE)
+    program = to_onnx(
+        model.encoder, (images,), ({0: batch_axis("num_images")},), ("image",), ("image_embedding", "patch_features")
+    )
+    onnx.save(with_half_weights(program.model_proto), encoder_dir / "encoder.onnx")
+    model.decoder()  # puts the prompt encoder's sizes back to the shipped ones
+    program = decoder_to_onnx(model.prompt_encoder, model.mask_decoder)
+    onnx.save(with_half_weights(program.model_proto), segmenter_dir / "decoder.onnx")
+    for directory, found in zip((encoder_dir, segmenter_dir), parity(model, folder), strict=True):
+        found.require_passed(directory.name)
+        (directory / "parity.json").write_text(found.model_dump_json(indent=2) + "\n")
+
+
+def round_to_half(model: NanoSegmenter) -> NanoSegmenter:
+    """Return a copy whose weights and buffers are float32 numbers that half precision holds exactly."""
+    copy = NanoSegmenter()
+    copy.load_state_dict({n: v.half().float() if v.is_floating_point() else v for n, v in model.state_dict().items()})
+    return copy
+
+
+def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store float32 initializers in half precision, each followed by a cast, which runtimes fold when they load."""
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if values.size < _MIN_HALF_SIZE or not np.array_equal(values.astype(np.float16).astype(np.float32), values):
+            continue
+        name, stored = tensor.name, f"{tensor.name}.half"
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+        casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    kept = [v for v in model.graph.value_info if not v.name.endswith(".half")]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    onnx.checker.check_model(model)
+    return model
+
+
+def parity(model: NanoSegmenter, folder: Path) -> tuple[ParityReport, ParityReport]:
+    """Compare both exported graphs with torch, pictures of several sizes and batches; a report for each graph."""
+    graph = folder / ENCODER / "encoder.onnx"
+    cases: list[ParityCase] = []
+    spec = encoder_spec()
+    for index, output in reversed(list(enumerate(spec.outputs))):
+        part = _OneOutput(model.encoder, index).eval()
+        one = spec.model_copy(update={"outputs": (output,)})
+        images, found = compare_encoder(part, graph, one, _PARITY_SIZES_HW, seed=0)
+        cases += found
+    model.decoder()
+    sam = SamModel(
+        model.encoder, model.prompt_encoder, model.mask_decoder, spec.family, spec.architecture, spec.preprocessing.size
+    )
+    prompted = compare_segmenter(sam, folder / SEGMENTER / "decoder.onnx", segmenter_spec(), images, seed=0)
+    packages, providers = ("torch", "onnx", "onnxruntime", "segment-anything"), ("CPUExecutionProvider",)
+    reference = "the trained torch modules, float32, weights rounded to half precision"
+    return make_report(reference, packages, providers, cases), make_report(reference, packages, providers, prompted)
+
+
+class _OneOutput(nn.Module):
+    def __init__(self, encoder: nn.Module, index: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.index = index
+
+    def forward(self, image: Tensor) -> Tensor:
+        output: Tensor = self.encoder(image)[self.index]
+        return output
+
+
+def load_model(path: Path) -> NanoSegmenter:
+    """Read the averaged weights out of a training checkpoint."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model = NanoSegmenter()
+    model.load_state_dict({**state["model"], **state["average"]})
+    return model.eval()

@@ -1,0 +1,138 @@
+"""The nano image encoder and the nano segmenter: one trunk, two outputs, and SAM's own prompt encoder and decoder.
+
+Source of the decoder: Kirillov et al., "Segment Anything" (arXiv 2304.02643), modules of ``segment-anything`` 1.0 with
+the published widths (256 wide, two two-way layers), so adapters and exports are those of the real thing.
+"""
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vplab.vision.nano.trunk import CHANNELS, MobileNetTrunk
+from vplab.vision.sam.onnx_decoder import PromptDecoder
+from vplab.vision.specs import PromptRaster
+
+INPUT_SIZE = 512
+EMBED_DIM = 256
+STRIDE = 16
+FEATURE_STRIDE = 8
+FEATURE_DIM = 256
+MEAN_RGB = (127.5, 127.5, 127.5)
+STD_RGB = (127.5, 127.5, 127.5)
+RASTER = PromptRaster(box_inside=2.0, box_outside=-4.0, click_peak=4.0, click_sigma=2.0)
+_FEATURE_STRIDES = (8, 16, 32)
+
+
+class Neck(nn.Module):
+    """Fuse strides 4 to 32 into the image embedding at stride 16.
+
+    Finer maps are folded into channels (pixel unshuffle), not pooled: the decoder's two transposed convolutions can
+    only restore detail below a cell that the embedding still holds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 16 * CHANNELS[4] + 4 * CHANNELS[8] + CHANNELS[16] + CHANNELS[32]
+        self.fuse = nn.Conv2d(width, EMBED_DIM, 1)
+        self.norm = LayerNorm2d(EMBED_DIM)
+        self.mix = nn.ModuleList([MixingBlock(EMBED_DIM) for _ in range(2)])
+        self.out_norm = LayerNorm2d(EMBED_DIM)
+
+    def forward(self, maps: dict[int, Tensor]) -> Tensor:
+        """Return (B, 256, h, w), h and w the input's sides over 16."""
+        context = F.interpolate(maps[32], scale_factor=2.0, mode="bilinear", align_corners=False)
+        folded = [F.pixel_unshuffle(maps[4], 4), F.pixel_unshuffle(maps[8], 2), maps[16], context]
+        x = self.norm(self.fuse(torch.cat(folded, dim=1)))
+        for block in self.mix:
+            x = block(x)
+        out: Tensor = self.out_norm(x)
+        return out
+
+
+class MixingBlock(nn.Module):
+    """A residual 7 x 7 depthwise convolution and a two-layer MLP per cell (ConvNeXt's block, arXiv 2201.03545)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = LayerNorm2d(width)
+        self.mlp = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape (B, C, h, w)."""
+        out: Tensor = x + self.mlp(self.norm(self.spread(x)))
+        return out
+
+
+class PatchProjection(nn.Module):
+    """A fixed linear map of the concatenated strides 8, 16 and 32 to the matching features, L2-normalised."""
+
+    weight: Tensor
+    offset: Tensor
+
+    def __init__(self, width: int = FEATURE_DIM) -> None:
+        super().__init__()
+        total = sum(CHANNELS[s] for s in _FEATURE_STRIDES)
+        self.register_buffer("weight", nn.init.orthogonal_(torch.empty(width, total)))
+        self.register_buffer("offset", torch.zeros(width))
+
+    def forward(self, maps: dict[int, Tensor]) -> Tensor:
+        """Return (B, h, w, D) float32 on the stride-8 grid, unit length over D.
+
+        Each level is projected on its own grid and then enlarged: both steps are linear, and this order is cheaper.
+        """
+        weights = self.weight.split([CHANNELS[s] for s in _FEATURE_STRIDES], dim=1)
+        total = self.offset.reshape(1, -1, 1, 1)
+        for stride, weight in zip(_FEATURE_STRIDES, weights, strict=True):
+            level = F.conv2d(maps[stride], weight[:, :, None, None])
+            if stride > FEATURE_STRIDE:
+                scale = float(stride // FEATURE_STRIDE)
+                level = F.interpolate(level, scale_factor=scale, mode="bilinear", align_corners=False)
+            total = total + level
+        return F.normalize(total.permute(0, 2, 3, 1), dim=-1, eps=1e-6)
+
+
+class NanoEncoder(nn.Module):
+    """An image to its embedding for the mask decoder and its patch features for matching, in one pass."""
+
+    def __init__(self, trunk: MobileNetTrunk | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk or MobileNetTrunk()
+        self.neck = Neck()
+        self.projection = PatchProjection()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image: (B, 3, H, W) float32, preprocessed; returns (B, 256, H/16, W/16) and (B, H/8, W/8, D)."""
+        maps = self.trunk(image)
+        return self.neck(maps), self.projection(maps)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Return the image embedding alone, which is all that training the segmenter needs."""
+        out: Tensor = self.neck(self.trunk(image))
+        return out
+
+
+class NanoSegmenter(nn.Module):
+    """Encoder, prompt encoder and mask decoder together, as they are trained."""
+
+    def __init__(self, trunk: MobileNetTrunk | None = None) -> None:
+        super().__init__()
+        self.encoder = NanoEncoder(trunk)
+        grid = (INPUT_SIZE // STRIDE, INPUT_SIZE // STRIDE)
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=EMBED_DIM, image_embedding_size=grid, input_image_size=(INPUT_SIZE, INPUT_SIZE), mask_in_chans=16
+        )
+        transformer = TwoWayTransformer(depth=2, embedding_dim=EMBED_DIM, mlp_dim=2048, num_heads=8)
+        self.mask_decoder = MaskDecoder(transformer_dim=EMBED_DIM, transformer=transformer)
+
+    def decoder(self, input_size: int = INPUT_SIZE) -> PromptDecoder:
+        """Return the prompt decoder for square inputs of ``input_size`` pixels; it shares this module's weights.
+
+        The positional encoding is a function of relative position, so any multiple of 32 will do. It changes the prompt
+        encoder's size in place: of several decoders the last one made is valid.
+        """
+        self.prompt_encoder.input_image_size = (input_size, input_size)
+        self.prompt_encoder.image_embedding_size = (input_size // STRIDE, input_size // STRIDE)
+        return PromptDecoder(self.prompt_encoder, self.mask_decoder)
