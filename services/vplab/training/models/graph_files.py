@@ -4,8 +4,7 @@ from pathlib import Path
 
 import torch
 
-MAX_SINGLE_FILE_BYTES = 2_000_000_000
-"""Weights above this go into a file of their own: protobuf cannot hold 2 GiB, and the graph needs some room too."""
+from vplab.training.models.imported import MAX_SINGLE_FILE_BYTES
 
 
 def write_graph(
@@ -16,9 +15,7 @@ def write_graph(
     The graph names the data file without a folder, so the two must stay together under these names.
     """
     weights_bytes = sum(
-        value.const_value.nbytes
-        for value in program.model.graph.initializers.values()
-        if value.const_value is not None
+        value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value is not None
     )
     is_split = weights_bytes > max_single_file_bytes
     path.parent.mkdir(parents=True, exist_ok=True)

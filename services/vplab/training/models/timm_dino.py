@@ -1,11 +1,13 @@
 """DINOv2 and DINOv3 in timm's safetensors layout, as encoders of L2-normalised patch features.
 
 Source: Oquab et al., "DINOv2" (arXiv 2304.07193), Simeoni et al., "DINOv3" (arXiv 2508.10104); tensor names as timm's
-models on the Hugging Face hub have them. The architecture is found by comparing tensors, since the file does not name it.
+models on the Hugging Face hub have them. The file does not name its architecture, so it is found by comparing tensors.
 """
 
 import re
 from functools import cache
+from math import isqrt
+from typing import Any
 
 import timm
 import torch
@@ -13,20 +15,13 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from vplab.errors import InvalidInput
-from vplab.vision.sam.onnx_encoder import PatchFeatures
+from vplab.training.models.names import DINO_ARCHITECTURE
+from vplab.vision.sam.onnx_encoder import PATCH_FEATURES, PatchFeatures
 from vplab.vision.sam.state_dict import StateDict, load_strict, num_children, shape_of
 from vplab.vision.specs import EncoderSpec, OutputSpec, Preprocessing
 
 DINOV3_INPUT_SIZE = 512
 """Unstated: DINOv3 takes any multiple of 16; 512 gives 32 x 32 patches, near DINOv2's 37 x 37 at its own 518."""
-
-_ARCHITECTURE = re.compile(
-    r"vit_(?P<size>tiny|small|small_plus|base|large|giant|huge_plus|7b)_patch(?P<patch>\d+)_"
-    r"(?P<registers>reg4_)?(?P<family>dinov[23])(?P<qkv_bias>_qkvb)?"
-)
-_SHORT_SIZE = {
-    "tiny": "t", "small": "s", "small_plus": "s{}plus", "base": "b", "large": "l", "giant": "g", "huge_plus": "h{}plus", "7b": "7b",
-}  # fmt: skip
 
 
 def is_timm_dino(state: StateDict) -> bool:
@@ -46,7 +41,7 @@ def dino_encoder(
     Raises InvalidInput naming the tensors that do not fit.
     """
     name, _, tag = architecture.partition(".") if architecture else (find_architecture(state), "", "")
-    if not _ARCHITECTURE.fullmatch(name):
+    if not DINO_ARCHITECTURE.fullmatch(name):
         raise InvalidInput(f"{architecture} is not a DINOv2 or DINOv3 model of timm", field="architecture")
     patch_size = shape_of(state, "patch_embed.proj.weight")[-1]
     native_size = _native_input_size(state, patch_size)
@@ -60,8 +55,7 @@ def dino_encoder(
     if native_size and size != native_size:
         model.set_input_size(img_size=(size, size))  # type: ignore[operator]
     grid = size // patch_size
-    published_depth = len(_create(name).blocks)  # type: ignore[arg-type]
-    full_name = name if depth == published_depth else f"{name}_depth{depth}"
+    full_name = name if depth == _published_depth(name) else f"{name}_depth{depth}"
     mean, std = _normalisation(name, tag)
     spec = EncoderSpec(
         family="timm",
@@ -71,7 +65,7 @@ def dino_encoder(
         ),
         outputs=(
             OutputSpec(
-                name="patch_features",
+                name=PATCH_FEATURES,
                 role="patch_features",
                 shape=(grid, grid, shape_of(state, "norm.weight")[0]),
                 stride=patch_size,
@@ -100,35 +94,29 @@ def find_architecture(state: StateDict) -> str:
 @cache
 def published_architectures() -> tuple[str, ...]:
     """Return timm's DINOv2 and DINOv3 architectures."""
-    return tuple(name for name in timm.list_models("vit_*dinov*") if _ARCHITECTURE.fullmatch(name))
+    return tuple(name for name in timm.list_models("vit_*dinov*") if DINO_ARCHITECTURE.fullmatch(name))
 
 
-def short_name(architecture: str) -> str:
-    """Return an artifact name: ``vit_small_patch14_reg4_dinov2`` is ``dinov2-vits14-reg``.
-
-    A depth or a tag other than the usual training data stays in the name.
-    """
-    match = _ARCHITECTURE.match(architecture)
-    if match is None:
-        raise InvalidInput(f"{architecture} is not a DINOv2 or DINOv3 model of timm", field="architecture")
-    size = _SHORT_SIZE[match["size"]]
-    size_and_patch = size.format(match["patch"]) if "{}" in size else size + match["patch"]
-    rest = architecture[match.end() :].replace("_", "-").replace(".", "-").removesuffix("-lvd142m").removesuffix("-lvd1689m")
-    marks = ("-reg" if match["registers"] else "") + ("-qkvb" if match["qkv_bias"] else "")
-    return f"{match['family']}-vit{size_and_patch}{marks}{rest}"
-
-
-def _create(name: str, **overrides: int) -> nn.Module:
-    fixed = {"dynamic_img_size": False} if "dinov3" in name and "img_size" in overrides else {}
-    device = torch.device("cpu") if "img_size" in overrides else torch.device("meta")
-    with device:
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **fixed, **overrides)
+def _create(name: str, depth: int, img_size: int) -> nn.Module:
+    # A fixed size makes the rotary positions of DINOv3 a constant of the graph; DINOv2's size is fixed by itself.
+    kwargs: dict[str, Any] = {"dynamic_img_size": False} if "dinov3" in name else {}
+    model: nn.Module = timm.create_model(
+        name, pretrained=False, num_classes=0, depth=depth, img_size=img_size, **kwargs
+    )
     return model.eval()
 
 
 @cache
+def _published_depth(name: str) -> int:
+    with torch.device("meta"):
+        return num_children(timm.create_model(name, pretrained=False, num_classes=0).state_dict(), "blocks.")
+
+
+@cache
 def _published_signature(name: str) -> frozenset[tuple[str, tuple[int, ...]]]:
-    return _signature(_create(name, depth=1).state_dict())
+    with torch.device("meta"):
+        kwargs: dict[str, Any] = {"depth": 1}
+        return _signature(timm.create_model(name, pretrained=False, num_classes=0, **kwargs).state_dict())
 
 
 def _signature(state: StateDict) -> frozenset[tuple[str, tuple[int, ...]]]:
@@ -146,7 +134,7 @@ def _native_input_size(state: StateDict, patch_size: int) -> int | None:
     num_positions = shape_of(state, "pos_embed")[1]
     # With registers timm gives the class token no position, and without them one.
     num_patches = num_positions if "reg_token" in state else num_positions - 1
-    grid = round(num_patches**0.5)
+    grid = isqrt(num_patches)
     if grid * grid != num_patches:
         raise InvalidInput(f"pos_embed holds {num_positions} positions, which is no square grid", field="path")
     return grid * patch_size

@@ -1,7 +1,7 @@
 """SAM from a published state dict: every size is read from the tensors' shapes, so no model name is needed.
 
-Layout: the ``.pth`` files of segment-anything (``image_encoder.*``, ``prompt_encoder.*``, ``mask_decoder.*``); MobileSAM's
-is the same but for the image encoder, which is in ``tiny_vit``.
+Layout: segment-anything's ``.pth`` files (``image_encoder.*``, ``prompt_encoder.*``, ``mask_decoder.*``). MobileSAM's
+differs in the image encoder, which is in ``tiny_vit``.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,9 @@ def sam_from_state_dict(state: StateDict) -> SamModel:
     known = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
     foreign = sorted(key for key in state if not key.startswith(known))
     if foreign:
-        raise InvalidInput(f"not a SAM checkpoint: unexpected tensor {foreign[0]} ({len(foreign)} in all)", field="path")
+        raise InvalidInput(
+            f"not a SAM checkpoint: unexpected tensor {foreign[0]} ({len(foreign)} in all)", field="path"
+        )
     encoder_state = prefixed(state, "image_encoder.")
     if is_tiny_vit(encoder_state):
         family, architecture, input_size = "mobile_sam", tiny_vit_architecture(encoder_state), TINY_VIT_INPUT_SIZE
@@ -94,7 +96,9 @@ class VitShape:
         windows = [(span + 1) // 2 for span in spans]
         local = {w for w in windows if w != grid}
         if len(local) > 1 or width % head_widths[0]:
-            raise InvalidInput(f"not SAM's image encoder: attention windows {sorted(local)}, width {width}", field="path")
+            raise InvalidInput(
+                f"not SAM's image encoder: attention windows {sorted(local)}, width {width}", field="path"
+            )
         return cls(
             width=width,
             depth=depth,
@@ -159,7 +163,8 @@ def _mask_decoder(state: StateDict) -> MaskDecoder:
                 embedding_dim=width,
                 num_heads=DECODER_NUM_HEADS,
                 mlp_dim=shape_of(state, "transformer.layers.0.mlp.lin1.weight")[0],
-                attention_downsample_rate=width // shape_of(state, "transformer.final_attn_token_to_image.q_proj.weight")[0],
+                attention_downsample_rate=width
+                // shape_of(state, "transformer.final_attn_token_to_image.q_proj.weight")[0],
             ),
             num_multimask_outputs=num_masks - 1,
             iou_head_depth=num_children(state, "iou_prediction_head.layers."),

@@ -1,8 +1,8 @@
 """SAM's prompt encoder and mask decoder as one graph with true batch axes over images, prompts and points.
 
-Differs from the exporter published with segment-anything (``scripts/export_onnx_model.py``), whose batch is fixed at one
-image: here a prompt names its image by index, so one call decodes many prompts of many images. Nothing is resized in
-the graph, and all mask planes come out; which plane answers a call is decided outside.
+The exporter published with segment-anything (``scripts/export_onnx_model.py``) fixes the batch at one image; here a
+prompt names its image by index, so one call decodes many prompts of many images. Nothing is resized in the graph, and
+all mask planes come out; which plane answers a call is decided outside.
 """
 
 from typing import cast
@@ -20,9 +20,9 @@ OUTPUT_NAMES = ("low_res_logits", "iou_predictions")
 class PromptDecoder(nn.Module):
     """Prompts to mask logits, given image embeddings.
 
-    Token order is SamPredictor's when the caller passes SamPredictor's tokens: the points, then two box corners
-    labelled 2 and 3, or without a box one point (0, 0) labelled -1. A prompt that is a mask alone has no tokens (P = 0).
-    Padding tokens take part in SAM's attention, so prompts with different P belong in different calls.
+    It equals SamPredictor when given SamPredictor's tokens: the points, then two box corners labelled 2 and 3, or
+    without a box one point (0, 0) labelled -1. A prompt that is a mask alone has no tokens (P = 0). Padding tokens take
+    part in SAM's attention, so prompts with different P belong in different calls.
     """
 
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
@@ -94,8 +94,8 @@ def decode_masks(decoder: MaskDecoder, image: Tensor, image_pe: Tensor, sparse: 
 def decoder_to_onnx(prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> torch.onnx.ONNXProgram:
     """Export a PromptDecoder; inputs and outputs are named INPUT_NAMES and OUTPUT_NAMES, float32 but for the index.
 
-    The numbers of images B and prompts N (at least one) and of points P (zero too) are free; the embedding's size is the prompt
-    encoder's. Write it to a file with ``program.save(path)``.
+    Free are the numbers of images B and prompts N, both at least one, and of points P, which may be zero. The embedding
+    has the size the prompt encoder was made for. Write the graph to a file with ``program.save(path)``.
     """
     module = PromptDecoder(prompt_encoder, mask_decoder).eval()
     height, width = prompt_encoder.image_embedding_size

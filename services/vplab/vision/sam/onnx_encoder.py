@@ -33,5 +33,6 @@ class PatchFeatures(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return one unit vector per patch, row-major from the top left."""
-        tokens = self.backbone.forward_features(image)[:, self.num_prefix_tokens :]  # type: ignore[operator]
-        return nn.functional.normalize(tokens, dim=-1).unflatten(1, self.grid_hw)
+        tokens: Tensor = self.backbone.forward_features(image)  # type: ignore[operator]
+        patches = tokens[:, self.num_prefix_tokens :]
+        return nn.functional.normalize(patches, dim=-1).unflatten(1, self.grid_hw)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""How a torch module becomes an ONNX graph here: one exporter, one opset, nothing of this machine left in the result."""
+"""How a torch module becomes an ONNX graph here: one exporter, one opset, nothing of this machine in the result."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def to_onnx(
 ) -> torch.onnx.ONNXProgram:
     """Export ``module`` in evaluation mode.
 
-    examples: one tensor per input; a free axis needs length 2 or more there, since torch.export takes 0 and 1 for fixed.
+    examples: one tensor per input; a free axis has length 2 or more there, since torch.export takes 0 and 1 as fixed.
     axes: per input, which axes are free.
     """
     with warnings.catch_warnings(), torch.no_grad():

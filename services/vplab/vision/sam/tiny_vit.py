@@ -1,12 +1,14 @@
 """MobileSAM's image encoder: TinyViT at 1024 pixels whose last stage keeps the stride, then SAM's neck.
 
-Source: Zhang et al., "Faster Segment Anything" (arXiv 2306.14289) and Wu et al., "TinyViT" (arXiv 2207.10666). The stages
-are timm's TinyVit; MobileSAM's names are mapped onto it. In MobileSAM a stage ends with the step to the next one, in timm
-a stage begins with it; its classification head (``norm_head``, ``head``) takes no part in the embedding and is dropped.
+Source: Zhang et al., "Faster Segment Anything" (arXiv 2306.14289), and Wu et al., "TinyViT" (arXiv 2207.10666). The
+stages are timm's TinyVit, onto which MobileSAM's names are mapped: in MobileSAM a stage ends with the step to the next
+one, in timm a stage begins with it. MobileSAM's classification head (``norm_head``, ``head``) takes no part in the
+embedding and is dropped.
 """
 
 import re
 from math import isqrt
+from typing import Any
 
 from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import TinyVit
@@ -18,7 +20,7 @@ INPUT_SIZE = 1024
 """Side of the square input, in pixels; the weights do not tell it, having no absolute position embedding."""
 
 _HEAD = ("norm_head.", "head.")
-_PUBLISHED_WIDTHS = {(64, 128, 160, 320): "vit_t"}
+_PUBLISHED_WIDTHS: dict[tuple[int, ...], str] = {(64, 128, 160, 320): "vit_t"}
 
 
 class TinyViTEncoder(nn.Module):
@@ -30,8 +32,9 @@ class TinyViTEncoder(nn.Module):
         super().__init__()
         self.patch_embed = backbone.patch_embed
         self.stages = backbone.stages
-        # The published step into the last stage halves the grid; MobileSAM keeps it at stride 16, which SAM's decoder needs.
-        self.stages[-1].downsample.conv2.conv.stride = (1, 1)
+        # TinyViT's step into the last stage halves the grid; MobileSAM's does not, which gives SAM's stride.
+        last_step: Any = self.stages[-1].downsample
+        last_step.conv2.conv.stride = (1, 1)
         self.neck = nn.Sequential(
             nn.Conv2d(backbone.num_features, num_channels, kernel_size=1, bias=False),
             LayerNorm2d(num_channels),

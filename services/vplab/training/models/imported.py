@@ -1,0 +1,84 @@
+"""What an import leaves behind: artifacts as folders of files, ready for a registry. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vplab.vision.specs import EncoderSpec, SegmenterSpec
+
+PARITY_IMAGE_SIZES_HW = ((480, 640), (640, 480), (517, 761))
+MAX_SINGLE_FILE_BYTES = 2_000_000_000
+"""Weights above this go into a file of their own: protobuf cannot hold 2 GiB, and the graph needs some room too."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What an import may be told beside the file."""
+
+    family: str | None = None
+    """``sam``, ``mobile_sam`` or ``timm``: refuse a file of another family. None takes what the file is."""
+    name: str | None = None
+    """First part of the artifact ids; by default the publisher's name of the model."""
+    architecture: str | None = None
+    """timm's name of a DINO model, with the tag of its training data after a dot; found from the tensors if None."""
+    input_size: int | None = None
+    """Side of a DINO encoder's input, in pixels, a multiple of its patch; by default the size it was trained at."""
+    licence: str | None = None
+    """Terms of the weights; by default the publisher's terms for this architecture."""
+    source_url: str | None = None
+    """Where the file came from, for the model card."""
+    parity_image_sizes_hw: tuple[tuple[int, int], ...] = PARITY_IMAGE_SIZES_HW
+    """Sizes of the pictures to compare on; the first runs alone, the others as one batch."""
+    max_single_file_bytes: int = MAX_SINGLE_FILE_BYTES
+    """Weights above this go into a data file beside the graph."""
+    seed: int = 0
+    """Of the pictures and prompts to compare on."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """The publisher's file that was imported."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    url: str | None = None
+    """Where it was fetched from; None for a file of the user's."""
+
+
+@dataclass(frozen=True)
+class LineageLink:
+    """A version this one needs, by the artifact it is published under in the same import."""
+
+    relation: str
+    """The registry's word for it: ``image_encoder``."""
+    artifact_id: str
+
+
+@dataclass(frozen=True)
+class ImportedArtifact:
+    """Everything one version is published with."""
+
+    artifact_id: str
+    kind: Literal["encoder", "segmenter"]
+    display_name: str
+    description: str
+    files: Mapping[str, Path]
+    """Path within the version -> file on disk; includes ``model.json`` and ``parity.json``."""
+    spec: EncoderSpec | SegmenterSpec
+    licence: str
+    """SPDX identifier or the name of the terms, of the published weights."""
+    metrics: Mapping[str, float]
+    """Figures of the parity report."""
+    lineage: tuple[LineageLink, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """One checkpoint's artifacts, in the order to publish them: what others link to comes first."""
+
+    name: str
+    source: SourceFile
+    artifacts: tuple[ImportedArtifact, ...]

@@ -1,0 +1,203 @@
+"""From a publisher's checkpoint to artifacts that serving runs: read, build, export, compare, describe.
+
+Imports torch; a caller that must start without it goes through ``vplab.training.models.lazy``.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vplab.errors import InvalidInput
+from vplab.training.models.checkpoint_files import read_state_dict, sha256_of
+from vplab.training.models.compare import PROVIDERS, EncodedImages, compare_encoder, compare_segmenter
+from vplab.training.models.graph_files import write_graph
+from vplab.training.models.imported import (
+    ImportedArtifact,
+    ImportedModel,
+    ImportOptions,
+    LineageLink,
+    SourceFile,
+)
+from vplab.training.models.model_card import model_card, title_of
+from vplab.training.models.names import licence_of, model_name
+from vplab.training.models.parity import ParityCase, make_report
+from vplab.training.models.timm_dino import dino_encoder, is_timm_dino
+from vplab.vision.sam.build import PIXEL_MEAN_RGB, PIXEL_STD_RGB, SamModel, sam_from_state_dict
+from vplab.vision.sam.onnx_decoder import decoder_to_onnx
+from vplab.vision.sam.onnx_encoder import IMAGE_EMBEDDING, encoder_to_onnx
+from vplab.vision.sam.state_dict import prefixed
+from vplab.vision.sam.tiny_vit import is_tiny_vit
+from vplab.vision.specs import EncoderSpec, OutputSpec, Preprocessing, SegmenterSpec
+
+
+def import_model(
+    path: Path,
+    *,
+    out_dir: Path,
+    options: ImportOptions | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> ImportedModel:
+    """Turn a checkpoint into artifact folders under ``out_dir``, compared with the torch model.
+
+    on_stage: told in words what begins; on a CPU the comparison of a large model takes minutes.
+    Raises InvalidInput (``path``, ``family``, ``name``, ``architecture`` or ``input_size``) for a file that is not what
+    it should be, DataLoss for a damaged one, FailedPrecondition if the exported graph does not match.
+    """
+    options = options or ImportOptions()
+    on_stage(f"reading {path.name}")
+    state = read_state_dict(path)
+    family = detect_family(state)
+    if options.family not in (None, family):
+        raise InvalidInput(f"{path.name} holds a {family} model, not {options.family}", field="family")
+    source = SourceFile(path.name, sha256_of(path), path.stat().st_size, options.source_url)
+    importer = _Importer(source, out_dir, options, on_stage)
+    return importer.dino(state) if family == "timm" else importer.sam(state)
+
+
+def detect_family(state: dict[str, Tensor]) -> Literal["sam", "mobile_sam", "timm"]:
+    """Tell whose layout the tensors are in. Raises InvalidInput (field ``path``) if it is none we read."""
+    if any(key.startswith("mask_decoder.") for key in state):
+        return "mobile_sam" if is_tiny_vit(prefixed(state, "image_encoder.")) else "sam"
+    if is_timm_dino(state):
+        return "timm"
+    raise InvalidInput(
+        "neither a SAM checkpoint in segment-anything's layout nor a DINO model in timm's; "
+        f"the {len(state)} tensors begin with {', '.join(list(state)[:4])}",
+        field="path",
+    )
+
+
+def sam_specs(model: SamModel) -> tuple[EncoderSpec, SegmenterSpec]:
+    """Return the specs of SAM's two graphs."""
+    encoder = model.prompt_encoder
+    height, width = encoder.image_embedding_size
+    embedding_shape = (encoder.embed_dim, height, width)
+    return (
+        EncoderSpec(
+            family=model.family,
+            architecture=model.architecture,
+            preprocessing=Preprocessing(
+                resize="longest_side", size=model.input_size, mean_rgb=PIXEL_MEAN_RGB, std_rgb=PIXEL_STD_RGB
+            ),
+            outputs=(
+                OutputSpec(
+                    name=IMAGE_EMBEDDING,
+                    role="image_embedding",
+                    shape=embedding_shape,
+                    stride=model.input_size // height,
+                ),
+            ),
+        ),
+        SegmenterSpec(
+            family=model.family,
+            architecture=model.architecture,
+            input_size=model.input_size,
+            embedding_shape=embedding_shape,
+            low_res_hw=encoder.mask_input_size,
+            num_planes=model.mask_decoder.num_mask_tokens,
+        ),
+    )
+
+
+@dataclass
+class _Draft:
+    """A version whose graph is written and whose comparison is not yet done."""
+
+    artifact_id: str
+    spec: EncoderSpec | SegmenterSpec
+    files: dict[str, Path]
+    cases: Sequence[ParityCase] = field(default_factory=list)
+
+    @property
+    def graph(self) -> Path:
+        return self.files[self.spec.graph]
+
+
+@dataclass(frozen=True)
+class _Importer:
+    source: SourceFile
+    out_dir: Path
+    options: ImportOptions
+    on_stage: Callable[[str], None]
+
+    def sam(self, state: dict[str, Tensor]) -> ImportedModel:
+        model = sam_from_state_dict(state)
+        name = model_name(model.family, model.architecture, self.options.name)
+        encoder_spec, segmenter_spec = sam_specs(model)
+        encoder = self._export_encoder(f"{name}-encoder", model.image_encoder, encoder_spec)
+        self.on_stage("exporting the mask decoder")
+        program = decoder_to_onnx(model.prompt_encoder, model.mask_decoder)
+        segmenter = self._write(f"{name}-segmenter", segmenter_spec, program)
+
+        images, encoder.cases = self._compare_encoder(encoder, model.image_encoder, encoder_spec)
+        self.on_stage("comparing the mask decoder")
+        segmenter.cases = compare_segmenter(model, segmenter.graph, segmenter_spec, images, self.options.seed)
+        packages = ["segment-anything", *(["timm"] if model.family == "mobile_sam" else [])]
+        reference = f"the torch modules of {' and '.join(packages)}"
+        link = LineageLink("image_encoder", encoder.artifact_id)
+        return ImportedModel(
+            name,
+            self.source,
+            (
+                self._finish(name, encoder, reference, packages),
+                self._finish(name, segmenter, reference, packages, link),
+            ),
+        )
+
+    def dino(self, state: dict[str, Tensor]) -> ImportedModel:
+        module, spec = dino_encoder(state, architecture=self.options.architecture, input_size=self.options.input_size)
+        name = model_name(spec.family, spec.architecture, self.options.name)
+        encoder = self._export_encoder(f"{name}-encoder", module, spec)
+        _, encoder.cases = self._compare_encoder(encoder, module, spec)
+        return ImportedModel(name, self.source, (self._finish(name, encoder, "timm's model", ("timm",)),))
+
+    def _export_encoder(self, artifact_id: str, module: nn.Module, spec: EncoderSpec) -> _Draft:
+        self.on_stage("exporting the image encoder")
+        return self._write(artifact_id, spec, encoder_to_onnx(module, spec.preprocessing.size, spec.outputs[0].name))
+
+    def _write(self, artifact_id: str, spec: EncoderSpec | SegmenterSpec, program: torch.onnx.ONNXProgram) -> _Draft:
+        path = self.out_dir / artifact_id / spec.graph
+        files = write_graph(program, path, max_single_file_bytes=self.options.max_single_file_bytes)
+        return _Draft(artifact_id, spec, files)
+
+    def _compare_encoder(
+        self, draft: _Draft, module: nn.Module, spec: EncoderSpec
+    ) -> tuple[EncodedImages, list[ParityCase]]:
+        sizes = self.options.parity_image_sizes_hw
+        self.on_stage(f"comparing the image encoder on {len(sizes)} images")
+        return compare_encoder(module, draft.graph, spec, sizes, self.options.seed)
+
+    def _finish(
+        self, name: str, draft: _Draft, reference: str, packages: Sequence[str], *lineage: LineageLink
+    ) -> ImportedArtifact:
+        """Write the texts of a version. Raises FailedPrecondition, after writing them, if a comparison failed."""
+        spec = draft.spec
+        parity = make_report(reference, ("torch", "onnx", *packages), PROVIDERS, draft.cases)
+        licence = self.options.licence or licence_of(spec.family, spec.architecture)
+        title = title_of(spec, name)
+        texts = {
+            "model.json": json.dumps(spec.model_dump(mode="json"), indent=2) + "\n",
+            "parity.json": parity.model_dump_json(indent=2) + "\n",
+            "MODEL_CARD.md": model_card(title, spec, self.source, licence, parity),
+        }
+        for file_name, text in texts.items():
+            draft.files[file_name] = draft.graph.with_name(file_name)
+            draft.files[file_name].write_text(text, encoding="utf-8")
+        parity.require_passed(draft.artifact_id)
+        return ImportedArtifact(
+            artifact_id=draft.artifact_id,
+            kind=spec.kind,
+            display_name=title,
+            description=texts["MODEL_CARD.md"],
+            files=draft.files,
+            spec=spec,
+            licence=licence,
+            metrics=parity.metrics,
+            lineage=lineage,
+            labels={"family": spec.family, "architecture": spec.architecture},
+        )

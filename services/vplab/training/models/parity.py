@@ -1,0 +1,131 @@
+"""Does the exported graph say what the torch model says? Measured at every import and kept with the version."""
+
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from vplab.errors import FailedPrecondition
+
+FloatArray = NDArray[np.float32]
+
+LOGIT_TOLERANCE = 1e-3
+"""Largest difference of low-resolution logits and IoU predictions, given the same image embedding."""
+END_TO_END_LOGIT_TOLERANCE = 1e-2
+"""The same with each side's own image embedding, whose rounding a deep encoder's residual stream amplifies."""
+MASK_IOU_TOLERANCE = 0.999
+EMBEDDING_TOLERANCE = 1e-2
+"""Largest difference of an image embedding, in standard deviations of the reference."""
+FEATURE_TOLERANCE = 1e-3
+"""Largest difference of a component of a patch feature, which is a unit vector."""
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ParityCase(_Report):
+    """One comparison of the graph with the reference."""
+
+    name: str
+    image_sizes_hw: tuple[tuple[int, int], ...]
+    """Original sizes of the images of the batch, height and width."""
+    num_prompts: int | None = None
+    num_tokens: int | None = None
+    """Tokens of each prompt, padding included."""
+    quantity: Literal["image_embedding", "patch_features", "low_res_logits"]
+    max_abs_difference: float
+    max_abs_tolerance: float
+    mask_iou: float | None = None
+    """IoU of the masks at the segmenter's threshold, over all prompts and planes together; None without masks."""
+    min_mask_iou: float | None = None
+    """The same of the worst single mask. Not judged: one borderline pixel of a small mask moves it past any limit."""
+    max_iou_prediction_difference: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every figure is within its tolerance; NaN is not."""
+        return (
+            self.max_abs_difference <= self.max_abs_tolerance
+            and (self.mask_iou is None or self.mask_iou >= MASK_IOU_TOLERANCE)
+            and (
+                self.max_iou_prediction_difference is None
+                or self.max_iou_prediction_difference <= self.max_abs_tolerance
+            )
+        )
+
+
+class ParityReport(_Report):
+    """The content of ``parity.json``."""
+
+    reference: str
+    """What the graph was compared with."""
+    versions: dict[str, str]
+    """Of the libraries on both sides."""
+    providers: tuple[str, ...]
+    """ONNX Runtime execution providers that ran the graph."""
+    machine: str
+    cases: tuple[ParityCase, ...]
+    passed: bool
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The worst figures, for the version's manifest."""
+        ious = [c.mask_iou for c in self.cases if c.mask_iou is not None]
+        worst = {"parity_max_abs_difference": max(c.max_abs_difference for c in self.cases)}
+        return worst | ({"parity_mask_iou": min(ious)} if ious else {})
+
+    def require_passed(self, what: str) -> None:
+        """Raise FailedPrecondition naming the cases that failed, so that nothing wrong is published."""
+        if self.passed:
+            return
+        failed = [
+            f"{c.name}: {c.quantity} differ by {c.max_abs_difference:.3g} (allowed {c.max_abs_tolerance:.3g})"
+            + ("" if c.mask_iou is None else f", mask IoU {c.mask_iou:.4f} (needed {MASK_IOU_TOLERANCE})")
+            for c in self.cases
+            if not c.passed
+        ]
+        raise FailedPrecondition(f"the exported graph of {what} does not match the torch model: {'; '.join(failed)}")
+
+
+def make_report(
+    reference: str, packages: Iterable[str], providers: Sequence[str], cases: Sequence[ParityCase]
+) -> ParityReport:
+    """Gather cases; at least one is needed for a pass.
+
+    packages: distributions whose versions matter, beside ONNX Runtime.
+    """
+    return ParityReport(
+        reference=reference,
+        versions={"onnxruntime": onnxruntime.__version__} | {name: version(name) for name in sorted(packages)},
+        providers=tuple(providers),
+        machine=platform.machine(),
+        cases=tuple(cases),
+        passed=bool(cases) and all(case.passed for case in cases),
+    )
+
+
+def max_abs_difference(actual: FloatArray, expected: FloatArray) -> float:
+    """Return the largest difference of two arrays; infinite if the shapes differ, so that no tolerance admits it."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
+
+
+def mask_ious(actual: FloatArray, expected: FloatArray, threshold: float = 0.0) -> tuple[float, float]:
+    """Return the IoU of the masks of two (..., h, w) logit arrays: over all of them together, and of the worst.
+
+    Two empty masks agree fully; arrays of different shapes do not agree at all.
+    """
+    if actual.shape != expected.shape:
+        return 0.0, 0.0
+    ours, theirs = actual > threshold, expected > threshold
+    both = (ours & theirs).sum(axis=(-2, -1))
+    either = (ours | theirs).sum(axis=(-2, -1))
+    together = 1.0 if either.sum() == 0 else float(both.sum() / either.sum())
+    return together, float(np.where(either == 0, 1.0, both / np.maximum(either, 1)).min(initial=1.0))
