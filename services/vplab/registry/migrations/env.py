@@ -1,0 +1,13 @@
+"""Runs the migrations on the connection and in the transaction that ``sql_migrations`` opened."""
+
+from alembic import context
+
+from vplab.registry.backends.sql_schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    # SQLite cannot alter most things in place; later migrations rebuild the table instead.
+    render_as_batch=True,
+)
+context.run_migrations()
