@@ -146,7 +146,8 @@ class DeviceQueue(Generic[Item, Result]):
                 self._forget(entry)
         for entry in left:
             _settle(entry.future, Unavailable(f"the {self.name} queue is closing"))
-        _open_queues.discard(self)
+        if not self._thread.is_alive():
+            _open_queues.discard(self)
 
     def _admit(self, entry: _Entry[Item, Result]) -> None:
         now = time.monotonic()
@@ -299,7 +300,7 @@ class DeviceQueue(Generic[Item, Result]):
 
 
 def open_queues() -> list[DeviceQueue[Any, Any]]:
-    """Return the queues of this process that were started and not closed, by name."""
+    """Return the queues of this process whose thread runs, by name."""
     return sorted(_open_queues, key=lambda queue: queue.name)
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from vplab.runtime.settings import ServerSettings, SettingsError, load_settings, unknown_variables
 
@@ -12,7 +13,7 @@ from vplab.runtime.settings import ServerSettings, SettingsError, load_settings,
 class LoomSettings(ServerSettings, env_prefix="VPLAB_LOOM_"):
     listen: str = "127.0.0.1:6000"
     num_threads: int = 2
-    limits: dict[str, int] | None = None
+    limits: dict[str, int] = Field(default_factory=dict)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,232 @@
+"""The one interceptor: everything that happens around a call, in one place and one order.
+
+Request id, span, count and log line outermost; then errors become status; inside that the checks (credentials,
+readiness, deadline) and the handler. One interceptor and not six, because the order is the point, and each further one
+would wrap all four kinds of call again.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+import structlog
+
+from vplab.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    Internal,
+    Unavailable,
+    Unimplemented,
+    Unknown,
+    VPLabError,
+)
+from vplab.runtime import metrics, request
+from vplab.runtime.auth import Authenticator
+from vplab.runtime.handlers import unknown_method, wrap
+from vplab.runtime.methods import UNKNOWN, Method, method_of
+from vplab.runtime.tracing import NoTracer, Tracer
+from vplab.wire.status import code_of, trailers_from_error
+
+HEALTH_SERVICE: Final = "grpc.health.v1.Health"
+
+_log = structlog.get_logger(__name__)
+_access_log = structlog.get_logger("vplab.access")
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call in progress."""
+
+    method: Method
+    context: Any
+    request_id: str
+    began: float
+    task: "asyncio.Task[Any] | None" = field(default_factory=asyncio.current_task)
+    ended_with: VPLabError | None = None
+
+    def end(self, error: VPLabError) -> None:
+        """Stop the handler and answer with ``error``."""
+        if self.ended_with is None and self.task is not None:
+            self.ended_with = error
+            self.task.cancel()
+
+
+class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps every call of one server; see the module.
+
+    ``own_services`` are those of the frame itself: they answer while the service is not ready yet.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_send_bytes: int,
+        default_deadline_s: float | None = None,
+        authenticate: Authenticator | None = None,
+        tracer: Tracer | None = None,
+        own_services: Collection[str] = (),
+    ) -> None:
+        self.is_ready = True
+        self._max_send_bytes = max_send_bytes
+        self._default_deadline_s = default_deadline_s
+        self._authenticate = authenticate
+        self._tracer = tracer or NoTracer()
+        self._own_services = frozenset(own_services)
+        self._wrapped: dict[str, Any] = {}
+        self._calls: set[_Call] = set()
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        """Return the wrapped handler; gRPC calls this for each call."""
+        path = handler_call_details.method
+        if path not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # not kept: callers could fill the memory with names
+                return unknown_method(self._around, UNKNOWN, lambda: _refuse_unknown(path))
+            self._wrapped[path] = wrap(handler, method_of(path, handler), self._around, self._max_send_bytes)
+        return self._wrapped[path]
+
+    def end_watches(self) -> None:
+        """End the calls that would last for ever, so that their callers go to another replica."""
+        for call in list(self._calls):
+            if call.method.is_watch:
+                call.end(Unavailable("the server is stopping; watch again at another replica"))
+
+    def end_all(self) -> None:
+        """End every call that is left."""
+        for call in list(self._calls):
+            call.end(Unavailable("the server stopped before the call was done"))
+
+    async def _around(self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
+        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        proposed = metadata.get(request.REQUEST_ID_KEY)
+        call_id = request.accept_request_id(proposed if isinstance(proposed, str) else None)
+        call = _Call(method, context, call_id, time.monotonic())
+        remaining_s = self._remaining_s(method, context)
+        request.enter(call_id, None if remaining_s is None else call.began + remaining_s)
+        structlog.contextvars.bind_contextvars(request_id=call_id)
+        self._calls.add(call)
+        metrics.CALLS_IN_FLIGHT.labels(*method.labels).inc()
+        code = grpc.StatusCode.OK
+        with self._tracer.span(method.service, method.name, metadata, call_id) as span:
+            try:
+                return await self._answered(call, metadata, remaining_s, work)
+            except asyncio.CancelledError:
+                code = _code_of_cancellation(context)
+                raise
+            except BaseException:
+                code = context.code() or grpc.StatusCode.UNKNOWN
+                raise
+            finally:
+                code = _as_status_code(code)
+                span.end_with(code)
+                self._calls.discard(call)
+                self._note_end(call, code)
+
+    async def _answered(
+        self,
+        call: _Call,
+        metadata: dict[str, str | bytes],
+        remaining_s: float | None,
+        work: Callable[[], Awaitable[bytes | None]],
+    ) -> bytes | None:
+        """Run the checks and the work; an error that is ours leaves as the status it stands for."""
+        context = call.context
+        try:
+            response = await self._checked(call, metadata, remaining_s, work)
+        except asyncio.CancelledError:
+            if call.ended_with is None or call.task is None:
+                raise
+            call.task.uncancel()
+            await self._abort(call, call.ended_with)
+        except grpc.aio.AbortError:
+            raise  # the handler has sent its own status
+        except Exception as error:
+            await self._abort(call, self._as_ours(call, error))
+        context.set_trailing_metadata((*(context.trailing_metadata() or ()), (request.REQUEST_ID_KEY, call.request_id)))
+        return response
+
+    async def _checked(
+        self,
+        call: _Call,
+        metadata: dict[str, str | bytes],
+        remaining_s: float | None,
+        work: Callable[[], Awaitable[bytes | None]],
+    ) -> bytes | None:
+        service = call.method.service
+        if self._authenticate is not None and service != HEALTH_SERVICE:
+            self._authenticate(metadata)
+        if not self.is_ready and service not in self._own_services and call.method is not UNKNOWN:
+            raise Unavailable("the service is starting", metadata={"service": service}, retry_after_s=1.0)
+        if remaining_s is not None and remaining_s <= 0:
+            raise DeadlineExceeded("the deadline passed before any work began")
+        # gRPC itself ends a call at the caller's deadline; only the one we gave is ours to watch.
+        own_limit_s = remaining_s if call.context.time_remaining() is None else None
+        try:
+            async with asyncio.timeout(own_limit_s) as limit:
+                return await work()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            message = f"the call had no deadline and took longer than the default of {own_limit_s} s"
+            raise DeadlineExceeded(message) from error
+
+    def _remaining_s(self, method: Method, context: Any) -> float | None:
+        remaining_s: float | None = context.time_remaining()
+        return self._default_deadline_s if remaining_s is None and method.kind == "unary" else remaining_s
+
+    def _as_ours(self, call: _Call, error: Exception) -> VPLabError:
+        if isinstance(error, Internal | Unknown | DataLoss):
+            _log.error("call failed", method=call.method.name, reason=error.reason, exc_info=error)
+            return type(error)(
+                error.message, reason=error.reason, metadata={**error.metadata, "request_id": call.request_id}
+            )
+        if isinstance(error, VPLabError):
+            return error
+        if isinstance(error, NotImplementedError) and call.context.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return Unimplemented(f"this server does not offer {call.method.name}")  # the generated servicer's answer
+        _log.error("unexpected exception", method=call.method.name, exc_info=error)
+        # The text of an exception may hold paths, addresses or data: it stays in the log.
+        return Internal("internal error; the request id finds it in the log", metadata={"request_id": call.request_id})
+
+    async def _abort(self, call: _Call, error: VPLabError) -> None:
+        trailers = (*trailers_from_error(error), (request.REQUEST_ID_KEY, call.request_id))
+        await call.context.abort(code_of(error), error.message[:512], trailers)
+
+    def _note_end(self, call: _Call, code: grpc.StatusCode) -> None:
+        seconds = time.monotonic() - call.began
+        labels = call.method.labels
+        metrics.CALLS_IN_FLIGHT.labels(*labels).dec()
+        metrics.CALLS_HANDLED.labels(*labels, code.name).inc()
+        metrics.CALL_SECONDS.labels(*labels).observe(seconds)
+        # Probes come every few seconds from every node.
+        write = _access_log.debug if call.method.service == HEALTH_SERVICE else _access_log.info
+        write(
+            "call",
+            service_name=call.method.service,
+            method=call.method.name,
+            code=code.name,
+            seconds=round(seconds, 6),
+            peer=call.context.peer(),
+        )
+
+
+async def _refuse_unknown(path: str) -> None:
+    raise Unimplemented(f"this server has no method {path[:200]!r}", metadata={"method": path[:200]})
+
+
+def _code_of_cancellation(context: Any) -> grpc.StatusCode:
+    remaining_s = context.time_remaining()
+    is_late = remaining_s is not None and remaining_s <= 0
+    return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
+
+
+def _as_status_code(code: Any) -> grpc.StatusCode:
+    # gRPC's context answers with the bare number after an abort.
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)  # type: ignore[index]

@@ -1,0 +1,110 @@
+"""Stands around a handler of any of the four kinds, so that nothing escapes: not even a request that does not parse.
+
+Unary messages are parsed and serialised here rather than by gRPC, which answers UNKNOWN with the exception's name when
+that fails.
+"""
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from vplab.errors import InvalidInput, ResourceExhausted
+from vplab.runtime.methods import Method
+
+
+class Around(Protocol):
+    """Runs the work of one call and deals with whatever it raises."""
+
+    def __call__(
+        self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]]
+    ) -> Awaitable[bytes | None]:
+        """Return what ``work`` returns: the serialised response of a unary answer, None for a stream."""
+
+
+def wrap(handler: Any, method: Method, around: Around, max_send_bytes: int) -> Any:
+    """Return a handler of the same kind whose whole call runs inside ``around``."""
+    if handler.response_streaming:
+        return _wrap_response_stream(handler, method, around, max_send_bytes)
+    behave = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+    async def answer(request: Any, context: Any) -> bytes | None:
+        async def work() -> bytes:
+            response = await behave(_request(handler, request), context)
+            return _serialized(handler, response, max_send_bytes)
+
+        return await around(method, context, work)
+
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, None)
+    return grpc.unary_unary_rpc_method_handler(answer, None, None)
+
+
+def _wrap_response_stream(handler: Any, method: Method, around: Around, max_send_bytes: int) -> Any:
+    behave = handler.stream_stream if handler.request_streaming else handler.unary_stream
+    # A handler that writes by itself hands messages to gRPC, which then needs the serialiser.
+    is_generator = inspect.isasyncgenfunction(behave)
+
+    async def answer(request: Any, context: Any) -> None:
+        async def work() -> None:
+            responses = behave(_request(handler, request), context)
+            if not is_generator:
+                await responses
+                return
+            # aclosing: a cancelled call must run the generator's cleanup now, not when it is collected.
+            async with aclosing(responses):
+                async for response in responses:
+                    await context.write(_serialized(handler, response, max_send_bytes))
+
+        await around(method, context, work)
+
+    serializer = None if is_generator else handler.response_serializer
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, serializer)
+    return grpc.unary_stream_rpc_method_handler(answer, None, serializer)
+
+
+def unknown_method(around: Around, method: Method, work: Callable[[], Awaitable[None]]) -> Any:
+    """Return a handler for a path nobody serves; it reads no message, so every kind of caller gets its status."""
+
+    async def answer(_requests: AsyncIterator[bytes], context: Any) -> None:
+        await around(method, context, work)
+
+    return grpc.stream_stream_rpc_method_handler(answer, None, None)
+
+
+def _request(handler: Any, request: Any) -> Any:
+    if handler.request_streaming:
+        return _parsed(request)
+    if handler.request_deserializer is None:
+        return request
+    try:
+        return handler.request_deserializer(request)
+    except DecodeError as error:
+        raise _unreadable() from error
+
+
+async def _parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    try:
+        async for request in requests:
+            yield request
+    except DecodeError as error:
+        raise _unreadable() from error
+
+
+def _unreadable() -> InvalidInput:
+    return InvalidInput("the request is not a message of this method's type", field="")
+
+
+def _serialized(handler: Any, response: Any, max_send_bytes: int) -> bytes:
+    data: bytes = response if handler.response_serializer is None else handler.response_serializer(response)
+    if len(data) > max_send_bytes:
+        raise ResourceExhausted(
+            f"the response of {len(data)} bytes exceeds the limit of {max_send_bytes}",
+            reason="MESSAGE_TOO_LARGE",
+            metadata={"limit": str(max_send_bytes), "actual": str(len(data))},
+        )
+    return data
