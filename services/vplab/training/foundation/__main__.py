@@ -8,7 +8,14 @@ from pathlib import Path
 
 import torch
 
-from vplab.training.foundation.sources import NATURAL_SOURCES, open_cache, read_natural, write_cache
+from vplab.training.foundation.sources import (
+    NATURAL_SOURCES,
+    PROCEDURAL,
+    generate_procedural,
+    open_cache,
+    read_natural,
+    write_cache,
+)
 from vplab.training.foundation.training import CHECKPOINT, Stage, Trainer, TrainingConfig
 from vplab.vision.nano.architecture import NanoSegmenter
 from vplab.vision.nano.trunk import MobileNetTrunk
@@ -30,7 +37,11 @@ def prepare(arguments: argparse.Namespace) -> None:
         folder = arguments.cache / source
         if (folder / "index.json").is_file():
             continue
-        count = write_cache(folder, read_natural(arguments.data, source, held_out=False))
+        if source == PROCEDURAL:
+            labelled = generate_procedural(arguments.num_procedural, seed=0)
+        else:
+            labelled = read_natural(arguments.data, source, held_out=False)
+        count = write_cache(folder, labelled)
         print(f"{source}: {count} images", flush=True)
 
 
@@ -78,7 +89,8 @@ def main() -> None:
     step = steps.add_parser("prepare", help="decode the training images into a cache")
     step.add_argument("--data", type=Path, default=data)
     step.add_argument("--cache", type=Path, required=True)
-    step.add_argument("--sources", nargs="+", default=list(NATURAL_SOURCES))
+    step.add_argument("--sources", nargs="+", default=[*NATURAL_SOURCES, PROCEDURAL])
+    step.add_argument("--num-procedural", type=int, default=1500, help="generated scenes")
     step.set_defaults(call=prepare)
 
     step = steps.add_parser("train", help="train, or go on from the last checkpoint")

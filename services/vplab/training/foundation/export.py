@@ -129,7 +129,7 @@ def parity(model: NanoSegmenter, folder: Path) -> tuple[ParityReport, ParityRepo
         model.encoder, model.prompt_encoder, model.mask_decoder, spec.family, spec.architecture, spec.preprocessing.size
     )
     prompted = compare_segmenter(sam, folder / SEGMENTER / "decoder.onnx", segmenter_spec(), images, seed=0)
-    packages, providers = ("torch", "onnx", "onnxruntime", "segment-anything"), ("CPUExecutionProvider",)
+    packages, providers = ("torch", "onnx", "onnxruntime-gpu", "segment-anything"), ("CPUExecutionProvider",)
     reference = "the trained torch modules, float32, weights rounded to half precision"
     return make_report(reference, packages, providers, cases), make_report(reference, packages, providers, prompted)
 

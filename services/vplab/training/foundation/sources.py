@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vplab.errors import FailedPrecondition
+from vplab.vision.synthesis import synthesize_scene
 
 CANVAS = 512
 NATURAL_SOURCES = ("bsds500", "ecssd", "camvid")
+PROCEDURAL = "procedural"
 _MIN_COMPONENT_PX = 60
 _CAMVID_THINGS = (3, 7, 9, 10, 11)
 """Pole, sign, car, pedestrian, bicyclist: connected components are taken for objects; other classes stay whole."""
@@ -154,3 +156,17 @@ def open_cache(folder: Path) -> Source:
     images = np.memmap(folder / "images.raw", np.uint8, "r", shape=(len(entries), CANVAS, CANVAS, 3))
     labels = np.memmap(folder / "labels.raw", np.uint16, "r", shape=(num_labels, CANVAS, CANVAS))
     return Source(folder.name, entries, images, labels)
+
+
+def generate_procedural(count: int, seed: int) -> Iterator[Labelled]:
+    """Generate labelled scenes of 512 pixels; in one of four all instances of a class are one segment."""
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        size_hw = (CANVAS, CANVAS) if index % 2 else (int(rng.integers(256, CANVAS)), CANVAS)
+        scene = synthesize_scene(size_hw, rng)
+        segments = scene.segments
+        if index % 4 == 0:
+            classes = sorted(set(scene.class_names))
+            lookup = np.array([0, *(1 + classes.index(name) for name in scene.class_names)], np.uint16)
+            segments = lookup[segments]
+        yield f"{index:05d}", scene.image_rgb, [segments]

@@ -1,0 +1,235 @@
+"""How good the exported pair is: boxes and clicks on held-out and on technical images, and its speed, as JSON.
+
+Runs the shipped graphs through the same preprocessing, prompt tokens and resizing as the services do.
+"""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from vplab.training.foundation.export import ENCODER, SEGMENTER
+from vplab.training.foundation.sources import held_out_ids
+from vplab.vision.masks import upsample_logits
+from vplab.vision.preprocessing import FrameTransform, preprocess
+from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
+from vplab.vision.specs import EncoderSpec, SegmenterSpec, canonical_json, spec_from_json
+
+BoolArray = NDArray[np.bool_]
+CLICKS = (1, 3, 5)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A folder and the mask value that counts as the object."""
+
+    name: str
+    folder: str
+    value: int
+    whole_class: bool
+    """Whether all pixels of the value are one object; otherwise the largest connected component is."""
+
+
+SETS = (
+    EvaluationSet("ecssd (held out)", "ecssd", 255, True),
+    EvaluationSet("neu_steel 1 inclusion", "neu_steel", 1, False),
+    EvaluationSet("neu_steel 2 patches", "neu_steel", 2, False),
+    EvaluationSet("neu_steel 3 scratches", "neu_steel", 3, False),
+    EvaluationSet("crackforest", "crackforest", 255, False),
+    EvaluationSet("polypgen", "polypgen", 255, False),
+    EvaluationSet("cxr_covid 1 left lung", "cxr_covid", 1, False),
+    EvaluationSet("nuclei_dsb", "nuclei_dsb", 255, False),
+    EvaluationSet("crop_weed 1 crop", "crop_weed", 1, False),
+    EvaluationSet("digital_rock 1 clay", "digital_rock", 1, False),
+)
+
+
+class ExportedPair:
+    """The two graphs of a folder, on the CPU."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.encoder_spec = spec_from_json((folder / ENCODER / "model.json").read_bytes())
+        self.segmenter_spec = spec_from_json((folder / SEGMENTER / "model.json").read_bytes())
+        assert isinstance(self.encoder_spec, EncoderSpec)
+        assert isinstance(self.segmenter_spec, SegmenterSpec)
+        self._preprocessing, self._segmenter = self.encoder_spec.preprocessing, self.segmenter_spec
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        providers = ["CPUExecutionProvider"]
+        self._encoder = ort.InferenceSession(folder / ENCODER / self.encoder_spec.graph, options, providers=providers)
+        decoder_path = folder / SEGMENTER / self.segmenter_spec.graph
+        self._decoder = ort.InferenceSession(decoder_path, options, providers=providers)
+
+    def encode(self, image_rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], FrameTransform, float]:
+        """Return the embedding (1, C, h, w), where the image lies in the frame, and the seconds the graph took."""
+        prepared = preprocess(image_rgb, self._preprocessing)
+        started = time.perf_counter()
+        (embedding,) = self._encoder.run(["image_embedding"], {"image": prepared.tensor[None]})
+        return embedding, prepared.transform, time.perf_counter() - started
+
+    def decode(
+        self, embedding: NDArray[np.float32], transform: FrameTransform, prompt: ObjectPrompt
+    ) -> tuple[BoolArray, NDArray[np.float32], float]:
+        """Return the chosen mask, its low-resolution logits, and the seconds the graph took.
+
+        One click is answered by the plane of the highest predicted IoU among the three; anything more by plane 0.
+        """
+        tokens = prompt_tokens(prompt, transform, self._segmenter)
+        started = time.perf_counter()
+        logits, scores = self._decoder.run(["low_res_logits", "iou_predictions"], _feed(embedding, tokens))
+        seconds = time.perf_counter() - started
+        is_ambiguous = prompt.num_points == 1 and prompt.box_xyxy is None and not prompt.has_mask
+        plane = 1 + int(scores[0, 1:].argmax()) if is_ambiguous else 0
+        low_res = logits[0, plane]
+        return upsample_logits(low_res[None], transform)[0] > self._segmenter.mask_threshold, low_res, seconds
+
+
+def _feed(embedding: NDArray[np.float32], tokens: PromptTokens) -> dict[str, NDArray[np.generic]]:
+    assert tokens.mask_logits is not None
+    return {
+        "image_embedding": embedding,
+        "image_index": np.zeros(1, np.int64),
+        "point_coords": tokens.coords[None],
+        "point_labels": tokens.labels[None],
+        "mask_input": tokens.mask_logits[None, None],
+        "has_mask_input": np.ones(1, np.float32),
+    }
+
+
+def read_set(data_dir: Path, wanted: EvaluationSet, limit: int) -> Iterator[tuple[NDArray[np.uint8], BoolArray]]:
+    """Yield up to ``limit`` images with one object each, evenly from the list; of natural sets only held-out images."""
+    folder = data_dir / wanted.folder
+    with (folder / "filelist.csv").open() as file:
+        ids = [row["id"] for row in csv.DictReader(file) if str(wanted.value) in row["mask_values"].split()]
+    held_out = held_out_ids(wanted.folder)
+    ids = [i for i in ids if not held_out or i in held_out]
+    for index in sorted({int(i) for i in np.linspace(0, len(ids) - 1, min(limit, len(ids)))}):
+        image = cv2.imread(str(next((folder / "images").glob(f"{ids[index]}.*"))), cv2.IMREAD_COLOR)
+        mask = cv2.imread(str(folder / "masks" / f"{ids[index]}.png"), cv2.IMREAD_UNCHANGED)
+        assert image is not None
+        assert mask is not None
+        target = np.asarray(mask == wanted.value)
+        if not wanted.whole_class:
+            _, components, stats, _ = cv2.connectedComponentsWithStats(target.astype(np.uint8), connectivity=8)
+            target = components == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+        yield np.ascontiguousarray(image[..., ::-1]).astype(np.uint8), target
+
+
+def iou(predicted: BoolArray, target: BoolArray) -> float:
+    """Return intersection over union; the target must not be empty."""
+    return float((predicted & target).sum() / (predicted | target).sum())
+
+
+def tight_box(mask: BoolArray) -> NDArray[np.float32]:
+    """Return (x_min, y_min, x_max, y_max), the last pixels included, of a non-empty mask."""
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+def next_click(predicted: BoolArray, target: BoolArray) -> tuple[NDArray[np.float32], int]:
+    """Return the point deepest inside what is wrong, and its label: the protocol of interactive segmentation."""
+    best: tuple[float, NDArray[np.float32], int] = (-1.0, np.zeros(2, np.float32), 1)
+    for wrong, label in ((target & ~predicted, 1), (predicted & ~target, 0)):
+        padded = np.pad(wrong.astype(np.uint8), 1)
+        distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
+        row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+        if distance[row, column] > best[0]:
+            best = (float(distance[row, column]), np.array([column, row], np.float32), label)
+    return best[1], best[2]
+
+
+def evaluate_set(pair: ExportedPair, data_dir: Path, wanted: EvaluationSet, limit: int) -> dict[str, float]:
+    """Return mean IoU in per cent for the plain box, a box, and 1, 3 and 5 clicks."""
+    scores: dict[str, list[float]] = {}
+    for image, target in read_set(data_dir, wanted, limit):
+        embedding, transform, _ = pair.encode(image)
+        box = tight_box(target)
+        plain = np.zeros_like(target)
+        plain[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = True
+        scores.setdefault("plain_box", []).append(iou(plain, target))
+        predicted, _, _ = pair.decode(embedding, transform, ObjectPrompt(box_xyxy=box))
+        scores.setdefault("box", []).append(iou(predicted, target))
+        for name, reuses_mask in (("clicks", False), ("clicks_refining", True)):
+            for count, value in _click(pair, embedding, transform, target, reuses_mask):
+                scores.setdefault(f"{count}_{name}", []).append(value)
+    return {name: round(100 * float(np.mean(values)), 1) for name, values in scores.items()} | {
+        "num_images": len(scores["box"])
+    }
+
+
+def _click(
+    pair: ExportedPair,
+    embedding: NDArray[np.float32],
+    transform: FrameTransform,
+    target: BoolArray,
+    reuses_mask: bool,
+) -> Iterator[tuple[int, float]]:
+    predicted, low_res = np.zeros_like(target), None
+    points, labels = [], []
+    for count in range(1, max(CLICKS) + 1):
+        point, label = next_click(predicted, target)
+        points.append(point)
+        labels.append(label)
+        prompt = ObjectPrompt(np.array(points, np.float32), np.array(labels), low_res_logits=low_res)
+        predicted, logits, _ = pair.decode(embedding, transform, prompt)
+        low_res = logits if reuses_mask else None
+        if count in CLICKS:
+            yield count, iou(predicted, target)
+
+
+def time_graphs(pair: ExportedPair, repeats: int = 30) -> dict[str, float]:
+    """Return the median milliseconds of both graphs for one image and one click."""
+    image = np.random.default_rng(0).integers(0, 256, (512, 512, 3)).astype(np.uint8)
+    click = ObjectPrompt(np.array([[200, 300]], np.float32), np.array([1]))
+    encodes, decodes = [], []
+    for _ in range(repeats):
+        embedding, transform, seconds = pair.encode(image)
+        encodes.append(seconds)
+        decodes.append(pair.decode(embedding, transform, click)[2])
+    return {
+        "encode_ms": round(1000 * float(np.median(encodes)), 1),
+        "decode_ms": round(1000 * float(np.median(decodes)), 1),
+    }
+
+
+def evaluate(folder: Path, data_dir: Path, output: Path, *, limit: int, threads: int) -> dict[str, object]:
+    """Measure the pair in ``folder`` and write the figures with what made them."""
+    pair = ExportedPair(folder, threads)
+    sets = {}
+    for wanted in SETS:
+        sets[wanted.name] = evaluate_set(pair, data_dir, wanted, 200 if wanted.whole_class else limit)
+        print(wanted.name, sets[wanted.name], flush=True)
+    figures: dict[str, object] = {
+        "sets": sets,
+        "speed": time_graphs(pair) | {"threads": threads, "load_average": round(os.getloadavg()[0], 2)},
+        "protocol": [asdict(s) for s in SETS],
+        "models": {name: _sha256(folder / name) for name in (ENCODER, SEGMENTER)},
+        "commit": _commit(),
+        "device": f"{platform.machine()} CPU, {threads} threads, onnxruntime {ort.__version__}",
+    }
+    output.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def _sha256(folder: Path) -> str:
+    import hashlib
+
+    graph = next(folder.glob("*.onnx"))
+    spec = canonical_json(json.loads((folder / "model.json").read_text()))
+    return hashlib.sha256(graph.read_bytes() + spec).hexdigest()
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
