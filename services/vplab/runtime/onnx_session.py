@@ -1,0 +1,145 @@
+"""ONNX Runtime sessions with every choice that matters in a server made on purpose.
+
+``InferenceSession.run`` releases the interpreter's lock while it computes; it still belongs on the thread of a
+``DeviceQueue``. onnxruntime is imported with the first session, so services without models do not pay for it.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import structlog
+
+from vplab.errors import FailedPrecondition, Unavailable
+
+Provider = Literal["tensorrt", "cuda", "cpu"]
+
+_NAMES: Final[dict[str, str]] = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class OnnxSettings:
+    """How graphs are run."""
+
+    providers: tuple[Provider, ...] = ()
+    """In order of preference. Empty means CUDA where a device answers, else the CPU. TensorRT is used only when named
+    here, because it builds an engine for minutes when it first meets a graph. A provider that is named and cannot be
+    used is an error; nobody should find out from the bill that a GPU was idle."""
+    device_id: int = 0
+    """Which of the visible GPUs."""
+    intra_op_threads: int = 0
+    """Threads of one run on the CPU; 0 means one per physical core."""
+    spins: bool = False
+    """Whether idle threads wait busily for the next operator: some per cent faster alone on a machine, and a loss for
+    every other process and for the event loop."""
+    uses_cpu_arena: bool = False
+    """Whether freed CPU memory is kept for the next run. The arena grows to the largest batch ever seen and is never
+    given back; what it saves is small beside an encoder's run."""
+    gpu_memory_limit_bytes: int | None = None
+    """Most that a session's arena takes on the GPU; None for no limit. The arena grows by what is asked for, not by
+    powers of two, so that several models fit beside each other."""
+    allows_tf32: bool = False
+    """Whether CUDA may round float32 products to 10 bits: faster, and outside of the parity that imports are checked
+    for."""
+    engine_cache: Path | None = None
+    """Folder where TensorRT keeps its engines; without one each start builds them anew."""
+
+
+def create_session(graph: Path | str | bytes, settings: OnnxSettings | None = None) -> Any:
+    """Return an ``onnxruntime.InferenceSession`` of a graph: a path (external data lies beside it) or its bytes.
+
+    Raises FailedPrecondition (MODEL_UNSUPPORTED) if the graph cannot be loaded, Unavailable if a provider that was
+    named cannot be used on this machine.
+    """
+    import onnxruntime as ort
+
+    settings = settings or OnnxSettings()
+    wanted = settings.providers or _default_providers()
+    if "cpu" not in wanted:
+        wanted = (*wanted, "cpu")  # operators that the others lack run there
+    if wanted[0] != "cpu":
+        _require_gpu(ort, wanted)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.intra_op_threads
+    options.inter_op_num_threads = 1  # the graphs are chains; threads between operators only add switches
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = settings.uses_cpu_arena
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spins else "0")
+    options.log_severity_level = 3  # errors; warnings tell about graph optimisations nobody acts on
+    source = graph if isinstance(graph, bytes) else str(graph)
+    try:
+        session = ort.InferenceSession(source, options, providers=[_with_options(name, settings) for name in wanted])
+    except (ort.capi.onnxruntime_pybind11_state.NoSuchFile, FileNotFoundError) as error:
+        raise FailedPrecondition(f"the graph {source!r} does not exist", reason="MODEL_UNSUPPORTED") from error
+    except Exception as error:
+        # onnxruntime's exceptions have no common base below Exception, and none of them is ours to handle otherwise.
+        raise FailedPrecondition("the graph cannot be loaded", reason="MODEL_UNSUPPORTED") from error
+    used = session.get_providers()[0]
+    if used != _NAMES[wanted[0]]:
+        raise Unavailable(f"ONNX Runtime fell back to {used}; {_NAMES[wanted[0]]} cannot be used on this machine")
+    _log.info("graph loaded", provider=used, threads=settings.intra_op_threads)
+    return session
+
+
+def device_of(session: Any, settings: OnnxSettings | None = None) -> str:
+    """Return where a session runs: ``cpu`` or ``cuda:0``."""
+    is_cpu = session.get_providers()[0] == _NAMES["cpu"]
+    return "cpu" if is_cpu else f"cuda:{(settings or OnnxSettings()).device_id}"
+
+
+@cache
+def num_gpus() -> int:
+    """Return how many CUDA devices the driver offers.
+
+    ``onnxruntime.get_available_providers`` only tells what was compiled in: it names CUDA on every machine.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _default_providers() -> tuple[Provider, ...]:
+    import onnxruntime as ort
+
+    return ("cuda", "cpu") if num_gpus() > 0 and _NAMES["cuda"] in ort.get_available_providers() else ("cpu",)
+
+
+def _require_gpu(ort: Any, wanted: tuple[Provider, ...]) -> None:
+    missing = [name for name in wanted if _NAMES[name] not in ort.get_available_providers()]
+    if missing:
+        raise Unavailable(f"this ONNX Runtime was built without {', '.join(missing)}")
+    if num_gpus() == 0:
+        raise Unavailable(f"{wanted[0]} was asked for, but no CUDA device answers on this machine")
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels, which are on no library path
+
+
+def _with_options(name: Provider, settings: OnnxSettings) -> tuple[str, dict[str, str]]:
+    options: dict[str, str] = {}
+    if name == "cuda":
+        options = {
+            "device_id": str(settings.device_id),
+            "arena_extend_strategy": "kSameAsRequested",
+            # The default tries every algorithm anew for each shape of a batch.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": "1" if settings.allows_tf32 else "0",
+        }
+        if settings.gpu_memory_limit_bytes is not None:
+            options["gpu_mem_limit"] = str(settings.gpu_memory_limit_bytes)
+    if name == "tensorrt":
+        options = {"device_id": str(settings.device_id)}
+        if settings.engine_cache is not None:
+            options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(settings.engine_cache)}
+    return _NAMES[name], options
