@@ -1,0 +1,161 @@
+"""What the references say about one class: foreground and background patches, their centres, and when it is absent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vplab.errors import InvalidInput
+from vplab.vision.matching.kmeans import cosine_kmeans
+from vplab.vision.matching.patches import PatchFeatures
+
+MAX_FOREGROUND = 1024
+MAX_BACKGROUND = 2048
+"""Rows kept of each, drawn at random beyond: the cost of matching need not grow with the references."""
+NUM_FOREGROUND_CENTRES = 10
+NUM_BACKGROUND_CENTRES = 30
+"""Twice FSSDINO's 5 and the 15 of the prototype study; 20 and 60 were no better on the sets tried."""
+
+_FULL = 0.99
+"""Coverage from which every pixel of a patch counts as covered; resizing leaves 1.0 a little short."""
+_MIN_FULL_SHARE = 0.5
+_TOP = 3
+"""Patches whose mean similarity is the presence score: one alone would be at the mercy of noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassReference:
+    """Where one class is on one reference image, or on one tile of it."""
+
+    patches: PatchFeatures
+    mask: NDArray[np.bool_]
+    """(H, W) bool of the tile's size; may be empty on a tile, or on a reference that shows only other classes."""
+    image_index: int
+    """Which reference image the tile is of."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassBank:
+    """The reference patches of one class, ready to be matched."""
+
+    foreground: NDArray[np.float32]
+    """(M, D) float32, L2-normalised."""
+    foreground_weight: NDArray[np.float32]
+    """(M,) in 0..1: 1 for patches the object fills, its coverage where only thin parts were to be had."""
+    background: NDArray[np.float32]
+    """(K, D) float32, L2-normalised; may be empty."""
+    foreground_centres: NDArray[np.float32]
+    background_centres: NDArray[np.float32]
+    presence_threshold: float
+    """Presence score from which the class counts as present, calibrated on the references; -1 to 1."""
+
+    def similarities(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the cosine of every patch (P, D) to its nearest foreground and background centre, (P,) each.
+
+        Without background both centres' worth is -1, so that every patch is nearer to the foreground.
+        """
+        _check_width(features, self.foreground)
+        foreground = (features @ self.foreground_centres.T).max(axis=1)
+        if not len(self.background_centres):
+            return foreground, np.full_like(foreground, -1)
+        return foreground, (features @ self.background_centres.T).max(axis=1)
+
+    def presence_score(self, features: NDArray[np.float32]) -> float:
+        """Return how similar the best matching patches are to the foreground, -1 to 1; 0 where none is nearer to it
+        than to the background.
+
+        The mean of the best three. Absolute: a target without the class scores low, however its patches compare among
+        themselves.
+        """
+        foreground, background = self.similarities(features)
+        winners = np.sort(foreground[foreground > background])[-_TOP:]
+        return float(winners.sum() / min(_TOP, len(features))) if len(winners) else 0.0
+
+
+def build_class_bank(references: Sequence[ClassReference], *, seed: int = 0) -> ClassBank:
+    """Gather the patches of one class from all its references.
+
+    A patch is foreground when the object fills it. Where that would lose more than half of the object, as with cracks
+    and scratches, every patch it touches is, weighted by coverage. A patch it does not touch is background.
+    Raises InvalidInput when no reference shows the class, or feature widths differ. Deterministic for a seed.
+    """
+    rows = [_rows_of(reference) for reference in references]
+    widths = {r.patches.features.shape[-1] for r in references}
+    if len(widths) > 1:
+        raise InvalidInput(f"references have features of different widths: {sorted(widths)}", field="references")
+    if not any((coverage > 0).any() for _, coverage in rows):
+        raise InvalidInput("no reference shows the class", field="references")
+    rng = np.random.default_rng(seed)
+    images = np.concatenate(
+        [np.full(len(coverage), r.image_index) for r, (_, coverage) in zip(references, rows, strict=True)]
+    )
+    features = np.concatenate([f for f, _ in rows])
+    coverage = np.concatenate([c for _, c in rows])
+    threshold = _calibrate(features, coverage, images, seed)
+    return _bank(features, coverage, rng, threshold)
+
+
+def _rows_of(reference: ClassReference) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    patches = reference.patches
+    return patches.features[patches.valid], patches.coverage(reference.mask)[patches.valid]
+
+
+def _bank(
+    features: NDArray[np.float32], coverage: NDArray[np.float32], rng: np.random.Generator, threshold: float
+) -> ClassBank:
+    weight = _foreground_weight(coverage)
+    foreground = _sample(np.flatnonzero(weight > 0), MAX_FOREGROUND, rng)
+    background = features[_sample(np.flatnonzero(coverage <= 0), MAX_BACKGROUND, rng)]
+    return ClassBank(
+        foreground=features[foreground],
+        foreground_weight=weight[foreground],
+        background=background,
+        foreground_centres=cosine_kmeans(features[foreground], weight[foreground], NUM_FOREGROUND_CENTRES, rng),
+        background_centres=cosine_kmeans(background, np.ones(len(background), np.float32), NUM_BACKGROUND_CENTRES, rng)
+        if len(background)
+        else background,
+        presence_threshold=threshold,
+    )
+
+
+def _foreground_weight(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
+    full = coverage >= _FULL
+    if coverage[full].sum() >= _MIN_FULL_SHARE * coverage.sum():
+        return full.astype(np.float32)
+    return coverage
+
+
+def _sample(indices: NDArray[np.int64], at_most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return indices if len(indices) <= at_most else np.sort(rng.choice(indices, at_most, replace=False))
+
+
+def _calibrate(
+    features: NDArray[np.float32], coverage: NDArray[np.float32], images: NDArray[np.int64], seed: int
+) -> float:
+    """Return the presence threshold from the references alone.
+
+    Between what absence and presence look like: the median similarity of background patches to the foreground, and,
+    with two images of the class or more, the lowest score of an image under a bank of the others; a single image only
+    knows its own foreground, which flatters, so its step is shorter.
+    """
+    rng = np.random.default_rng(seed)
+    bank = _bank(features, coverage, rng, 0.0)
+    absent = float(np.median(bank.similarities(bank.background)[0])) if len(bank.background) else 0.0
+    shown = [image for image in np.unique(images) if (coverage[images == image] > 0).any()]
+    if len(shown) > 1:
+        scores = []
+        for image in shown:
+            others = images != image
+            left_out = _bank(features[others], coverage[others], np.random.default_rng(seed), 0.0)
+            scores.append(left_out.presence_score(features[~others]))
+        present, step = min(scores), 0.5
+    else:
+        present, step = float(np.quantile(bank.similarities(bank.foreground)[0], 0.05)), 0.25
+    return float(np.clip(absent + step * max(0.0, present - absent), -1, 1))
+
+
+def _check_width(features: NDArray[np.float32], reference: NDArray[np.float32]) -> None:
+    if features.shape[-1] != reference.shape[-1]:
+        message = f"the target's features are {features.shape[-1]} wide, the references' {reference.shape[-1]}"
+        raise InvalidInput(message, field="features")
