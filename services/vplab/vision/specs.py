@@ -1,0 +1,123 @@
+"""What a model file needs said about it: the content of ``model.json`` in every encoder and segmenter version.
+
+The spec is part of the version's manifest, so two models with equal graphs and different preprocessing have different
+digests, and no service guesses a size, a mean or an output's role from a file name.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from vplab.errors import InvalidInput
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Triple = tuple[float, float, float]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Preprocessing(_Spec):
+    """From an RGB uint8 image to an encoder's float32 input."""
+
+    resize: Literal["longest_side", "fixed"]
+    """``longest_side`` keeps the aspect ratio and pads bottom and right to a square; ``fixed`` stretches to a square."""
+    size: PositiveInt
+    """Side of the square input, in pixels."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Pillow's antialiased filter of that name."""
+    mean_rgb: Triple
+    """Subtracted from each channel, in the 0..255 range."""
+    std_rgb: Triple
+    """Divides each channel, in the 0..255 range; padding is zero after this division."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 hex of the canonical JSON; part of every embedding key."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
+
+
+class OutputSpec(_Spec):
+    """One output tensor of an encoder graph."""
+
+    name: str
+    """Name of the graph output."""
+    role: Literal["image_embedding", "patch_features", "early_features"]
+    """``image_embedding`` (C, h, w) feeds a mask decoder; ``patch_features`` (h, w, D), L2-normalised, feeds a matcher;
+    ``early_features`` (C, h, w) is the intermediate feature HQ-SAM fuses."""
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """Shape of one image's output, in the order the role says."""
+    stride: PositiveInt
+    """Input pixels per grid cell."""
+
+
+class EncoderSpec(_Spec):
+    """An image encoder."""
+
+    kind: Literal["encoder"] = "encoder"
+    family: str
+    """Who made the architecture: ``nano``, ``sam``, ``mobile_sam``, ``timm``."""
+    architecture: str
+    """The publisher's name of it, such as ``vit_b`` or ``vit_small_patch14_dinov2``."""
+    graph: str = "encoder.onnx"
+    preprocessing: Preprocessing
+    outputs: tuple[OutputSpec, ...] = Field(min_length=1)
+
+    def output(self, role: str) -> OutputSpec | None:
+        """Return the output that plays ``role``, or None."""
+        return next((o for o in self.outputs if o.role == role), None)
+
+
+class PromptRaster(_Spec):
+    """How prompts are also drawn on the low-resolution logit grid and given as the mask input.
+
+    SAM does without; a small segmenter learns where a prompt is far sooner with it. Used only for prompts that carry no
+    mask of their own. A box is ``box_inside`` within and ``box_outside`` around; a click adds or subtracts a Gaussian
+    bump of height ``click_peak`` and standard deviation ``click_sigma`` (in grid cells) to what is there.
+    """
+
+    box_inside: float
+    box_outside: float
+    click_peak: float
+    click_sigma: Annotated[float, Field(gt=0)]
+
+
+class SegmenterSpec(_Spec):
+    """A prompt encoder with its mask decoder."""
+
+    kind: Literal["segmenter"] = "segmenter"
+    family: str
+    architecture: str
+    graph: str = "decoder.onnx"
+    input_size: PositiveInt
+    """Side of the square frame that point coordinates are in, in pixels: the image encoder's input."""
+    embedding_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """(C, h, w) of the image embedding the decoder takes."""
+    low_res_hw: tuple[PositiveInt, PositiveInt]
+    """Size of the mask logits, four times the embedding grid in SAM."""
+    num_planes: PositiveInt = 4
+    """Mask planes the graph returns: plane 0 answers single-mask calls, the others multimask calls."""
+    mask_threshold: float = 0.0
+    """A pixel is foreground where its logit exceeds this."""
+    prompt_raster: PromptRaster | None = None
+
+
+ModelSpec = Annotated[EncoderSpec | SegmenterSpec, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[EncoderSpec | SegmenterSpec] = TypeAdapter(ModelSpec)
+
+
+def spec_from_json(data: bytes) -> EncoderSpec | SegmenterSpec:
+    """Read a ``model.json``. Raises InvalidInput naming each field that is wrong."""
+    try:
+        return _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidInput(f"model.json is not a valid model spec: {problems}", field="model.json") from error
+
+
+def canonical_json(value: object) -> bytes:
+    """Serialise with sorted keys and no spaces, so that equal values have equal digests."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
