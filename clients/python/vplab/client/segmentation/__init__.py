@@ -1,0 +1,1 @@
+"""The segmentation service's part of the client."""

@@ -1,0 +1,1 @@
+"""The training service's part of the client."""

@@ -1,0 +1,150 @@
+"""What the training service speaks of, as plain values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vplab.client.models import ModelReference
+from vplab.client.segmentation.values import Masked, SegmentClass
+from vplab.wire.images import ImageSource
+
+TuningMethodName = Literal[
+    "e_peft",
+    "lora",
+    "ia3",
+    "prompt_tokens",
+    "image_context",
+    "hq_token",
+    "boft",
+    "conv_lora",
+    "qlora",
+    "adapter_layers",
+    "full_decoder",
+]
+
+TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, eq=False)
+class ValidatedImage:
+    """An image whose masks a person has checked."""
+
+    file_name: str
+    image: ImageSource
+    masks: Mapping[int, NDArray[np.bool_]]
+    """Class id to (H, W) bool; a class that is missing is not there."""
+
+
+@dataclass(frozen=True, eq=False)
+class InlineDataset:
+    """A small data set that goes with the request: 1 to 64 images."""
+
+    classes: Sequence[SegmentClass]
+    images: Sequence[ValidatedImage]
+
+
+@dataclass(frozen=True)
+class TuningOptions:
+    """What a tuning job can be told; None means the method's default."""
+
+    num_steps: int | None = None
+    learning_rate: float | None = None
+    lora_rank: int | None = None
+    num_prompt_tokens: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TuningRequest:
+    """What to tune, with what, and what to do with the result."""
+
+    adapter_id: str
+    """The artifact to publish under; an existing one gets a new version."""
+    data: str | InlineDataset
+    """A dataset version or alias name, or the data itself."""
+    segmenter: str = ""
+    """Version or alias name; empty means the server's default."""
+    prompt_set: str = ""
+    """Its matcher's proposals are trained on too; empty trains on clicks and boxes."""
+    method: TuningMethodName | None = None
+    """None means E-PEFT."""
+    options: TuningOptions = field(default_factory=TuningOptions)
+    promote_alias: str = ""
+    """Moved to the new version once it is published and its export is exact; empty moves none."""
+    promote_only_if_better: bool = False
+    """Move the alias only if the validation IoU did not fall."""
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    """One tuning of one adapter."""
+
+    name: str
+    state: str
+    """``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``."""
+    method: str
+    options: TuningOptions
+    dataset: ModelReference
+    segmenter: ModelReference
+    adapter: ModelReference | None
+    """None until the job succeeded."""
+    metrics: Mapping[str, float]
+    message: str
+    create_time: datetime | None
+    end_time: datetime | None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the state is terminal."""
+        return self.state in TERMINAL_STATES
+
+
+@dataclass(frozen=True)
+class TuningProgress:
+    """One report of the optimisation."""
+
+    step: int
+    num_steps: int
+    loss: float
+    validation_iou: float | None
+    """None where it was not measured at this step."""
+
+
+@dataclass(frozen=True, eq=False)
+class TuningPreview(Masked):
+    """What the adapter makes of a validation image now."""
+
+    file_name: str
+    class_id: int
+
+
+@dataclass(frozen=True, eq=False)
+class TuningEvent:
+    """One event of a job."""
+
+    sequence: int
+    """From 1 on without gaps; resume a watch from it."""
+    state: str
+    event: TuningProgress | TuningPreview | TuningJob
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """The making of one bundle."""
+
+    name: str
+    state: str
+    bundle: ModelReference | None
+    """None until the job succeeded."""
+    message: str
+    create_time: datetime | None
+    end_time: datetime | None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the state is terminal."""
+        return self.state in TERMINAL_STATES
