@@ -70,7 +70,7 @@ def download(
 
     sha256, size_bytes: what the file must have. Without sha256 the digest the Hugging Face hub sends with a file is
     compared. A file that is there already is kept if it has the given sha256, and fetched anew otherwise.
-    Raises NotFound (404), PermissionDenied (401, 403), FailedPrecondition (other refusals), Unavailable (several tries in
+    Raises NotFound (404), PermissionDenied (401, 403), FailedPrecondition (other refusals), Unavailable (some tries in
     a row brought nothing), DataLoss (wrong size or digest; the bytes are discarded), ResourceExhausted (disk full),
     InvalidInput (no HTTP address).
     """
