@@ -5,11 +5,14 @@ and the key names the content, so a plain put is enough: whoever comes second wr
 """
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import S3Store
 
 from vplab.registry.backends.file_blobs import blob_path
 from vplab.registry.errors import ResourceNotFound, StorageFull, StoreUnavailable
@@ -64,6 +67,23 @@ class ObstoreBlobs:
             return
         except (BaseError, OSError) as error:
             raise _translated(error) from error
+
+
+def open_bucket(url: str, *, allow_http: bool) -> "ObjectStore":
+    """Open ``s3://bucket/prefix`` with endpoint, region and credentials from the standard ``AWS_*`` variables."""
+    where = urlsplit(url)
+    return S3Store(
+        where.netloc,
+        prefix=unquote(where.path).strip("/") or None,
+        client_options={
+            "allow_http": allow_http,
+            "connect_timeout": timedelta(seconds=5),
+            # Of a whole request: a large blob on a slow line takes its time, a stalled one is noticed by the next.
+            "timeout": timedelta(hours=2),
+            "read_timeout": timedelta(seconds=30),
+        },
+        retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=30)},
+    )
 
 
 def _translated(error: Exception) -> Exception:

@@ -17,6 +17,15 @@ from vplab.registry.backends.sql_blobs import SqlBlobs
 from vplab.registry.backends.sql_leases import SqlLeases, SqlRequests
 from vplab.registry.backends.sql_versions import SqlVersions
 from vplab.registry.errors import StorageFull, StoreUnavailable
+from vplab.registry.ports import (
+    AliasTable,
+    ArtifactTable,
+    BlobTable,
+    LeaseTable,
+    RequestTable,
+    Transaction,
+    VersionTable,
+)
 
 T = TypeVar("T")
 
@@ -34,12 +43,12 @@ class SqlTransaction:
     """Implements ``Transaction`` on one connection."""
 
     def __init__(self, connection: Connection) -> None:
-        self.artifacts = SqlArtifacts(connection)
-        self.versions = SqlVersions(connection)
-        self.aliases = SqlAliases(connection)
-        self.blobs = SqlBlobs(connection)
-        self.leases = SqlLeases(connection)
-        self.requests = SqlRequests(connection)
+        self.artifacts: ArtifactTable = SqlArtifacts(connection)
+        self.versions: VersionTable = SqlVersions(connection)
+        self.aliases: AliasTable = SqlAliases(connection)
+        self.blobs: BlobTable = SqlBlobs(connection)
+        self.leases: LeaseTable = SqlLeases(connection)
+        self.requests: RequestTable = SqlRequests(connection)
 
 
 class SqlCatalog:
@@ -49,17 +58,17 @@ class SqlCatalog:
         self._engine = engine
         self._writer = engine.execution_options(vplab_writes=True)
 
-    def read(self, work: Callable[[SqlTransaction], T]) -> T:
+    def read(self, work: Callable[[Transaction], T]) -> T:
         return self._attempt(self._engine, work)
 
-    def write(self, work: Callable[[SqlTransaction], T]) -> T:
+    def write(self, work: Callable[[Transaction], T]) -> T:
         return self._attempt(self._writer, work)
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
-    def _attempt(self, engine: Engine, work: Callable[[SqlTransaction], T]) -> T:
+    def _attempt(self, engine: Engine, work: Callable[[Transaction], T]) -> T:
         for attempt in range(ATTEMPTS):
             try:
                 with engine.begin() as connection:
