@@ -60,12 +60,21 @@ class Calls:
         return self.converted(answer, convert)
 
     async def server_stream(
-        self, method: Any, request: Any, *, timeout_s: float | None, default_s: float
+        self,
+        method: Any,
+        request: Any,
+        *,
+        timeout_s: float | None,
+        default_s: float,
+        wait_for_ready: bool = False,
     ) -> AsyncGenerator[Any, None]:
-        """Call a method that answers with a stream; leaving the iterator cancels the call."""
+        """Call a method that answers with a stream; leaving the iterator cancels the call.
+
+        ``wait_for_ready`` waits for a server that cannot be reached, until the deadline, instead of failing.
+        """
         deadline_s, metadata = self._deadline_s(timeout_s, default_s), self._metadata()
         with self._translated(metadata):
-            call = method(request, timeout=deadline_s, metadata=metadata)
+            call = method(request, timeout=deadline_s, metadata=metadata, wait_for_ready=wait_for_ready)
             try:
                 async for answer in call:
                     yield answer

@@ -30,9 +30,10 @@ def open_channel(area: Area, address: str, options: ClientOptions) -> grpc.aio.C
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.keepalive_time_ms", round(options.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(options.keepalive_timeout_s * 1000)),
-        # A client that came before its server must not wait gRPC's two minutes until it looks again.
-        ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # The retries of a call last about three seconds: a server that is back within them is found again, not after
+        # the two minutes that gRPC may wait by itself.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.primary_user_agent", _USER_AGENT),
     ]
     if options.tls is None:

@@ -42,7 +42,10 @@ async def resumed(
     backoff_s = _BACKOFF_S[0]
     while True:
         request = pb.WatchAliasesRequest(artifact=artifact, from_revision=revision)
-        stream = calls.server_stream(stub.WatchAliases, request, timeout_s=None, default_s=_STREAM_S)
+        # Failing again and again would use up the budget of retries that the channel's other calls share.
+        stream = calls.server_stream(
+            stub.WatchAliases, request, timeout_s=None, default_s=_STREAM_S, wait_for_ready=True
+        )
         try:
             async with aclosing(stream):
                 while True:
