@@ -1,0 +1,152 @@
+"""Puts the service together from its settings and a source of models; ``__main__`` and tests start here."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from obstore.store import LocalStore, from_url
+
+from vplab.api.embedding.v1 import embedding_service_pb2_grpc as pb_grpc
+from vplab.embedding.backends.obstore_embeddings import ObstoreEmbeddings
+from vplab.embedding.backends.onnx_encoders import OnnxEncoderLoader
+from vplab.embedding.backends.sql_jobs import SqlJobs
+from vplab.embedding.cache import EmbeddingCache, HostCache
+from vplab.embedding.config import EmbeddingConfig
+from vplab.embedding.core import EmbeddingCore, EncodeQueue, encode_batch
+from vplab.embedding.encoder_directory import EncoderDirectory
+from vplab.embedding.encoder_pool import EncoderPool
+from vplab.embedding.jobs import PrecomputeJobs
+from vplab.embedding.ports import ModelSource
+from vplab.embedding.preparation import ImagePreparation
+from vplab.embedding.servicer import EmbeddingServicer
+from vplab.runtime.onnx_session import OnnxSettings
+from vplab.runtime.server import Registration
+from vplab.runtime.server_info import ServedModel
+from vplab.vision.images import ImageLimits
+
+_log = structlog.get_logger(__name__)
+
+SERVICE_NAME = "vplab.api.embedding.v1.EmbeddingService"
+
+
+@dataclass(frozen=True)
+class EmbeddingService:
+    """Everything the server frame needs to serve."""
+
+    registration: Registration
+    directory: EncoderDirectory
+
+    def served_models(self) -> Sequence[ServedModel]:
+        """Return the loaded encoders."""
+        return [
+            ServedModel("image_encoder", status.version.model.name, status.version.model.digest, aliases)
+            for status, aliases in self.directory.served()
+        ]
+
+
+@asynccontextmanager
+async def embedding_service(config: EmbeddingConfig, source: ModelSource) -> AsyncIterator[EmbeddingService]:
+    """Open the stores, start the device's queue and the background work; close them in the reverse order."""
+    await asyncio.to_thread(config.cache_dir.mkdir, parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        background = _Background()
+        pool = EncoderPool(source, OnnxEncoderLoader(_onnx(config)), config.max_encoders, config.max_encoder_bytes)
+        stack.callback(pool.close)
+        preparation = ImagePreparation(_limits(config), config.decode_threads, config.max_waiting_bytes)
+        stack.callback(preparation.close)
+        store = await _store(config, stack, background)
+        cache = EmbeddingCache(HostCache(config.host_cache_bytes), store)
+        stack.push_async_callback(cache.close)
+        queue: EncodeQueue = EncodeQueue(
+            encode_batch,
+            name="encoder",
+            capacity=config.queue_capacity,
+            max_batch_size=config.max_batch_size,
+            max_wait_s=config.max_batch_wait_s,
+            batch_key=lambda item: id(item.encoder),
+        )
+        queue.start()
+        stack.push_async_callback(queue.close)
+        directory = EncoderDirectory(source, pool)
+        stack.push_async_callback(directory.close)
+        core = EmbeddingCore(directory, pool, cache, preparation, queue)
+        jobs = await _jobs(config, source, core, stack)
+        stack.push_async_callback(background.close)
+        for name, work in (
+            ("aliases", directory.follow()),
+            ("preload", directory.preload(config.preload)),
+            ("jobs", jobs.run()),
+        ):
+            background.start(name, work)
+        servicer = EmbeddingServicer(core, jobs, config.max_send_bytes)
+
+        def add(server: Any) -> None:
+            pb_grpc.add_EmbeddingServiceServicer_to_server(servicer, server)
+
+        yield EmbeddingService(Registration(SERVICE_NAME, add), directory)
+
+
+class _Background:
+    """Tasks that last as long as the service; one that fails is logged, and the service goes on without it."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except Exception:
+                _log.exception("background_work_failed", work=name)
+
+        self._tasks.add(asyncio.create_task(run(), name=name))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _store(config: EmbeddingConfig, stack: AsyncExitStack, background: _Background) -> ObstoreEmbeddings | None:
+    if not config.store_bytes:
+        return None
+    if config.store_url is not None:
+        objects = from_url(config.store_url)
+    else:
+        objects = LocalStore(config.cache_dir / "embeddings", mkdir=True)
+    store = ObstoreEmbeddings(objects, config.store_bytes)
+    stack.callback(store.close)
+    background.start("index", store.index())
+    return store
+
+
+async def _jobs(
+    config: EmbeddingConfig, source: ModelSource, core: EmbeddingCore, stack: AsyncExitStack
+) -> PrecomputeJobs:
+    store = SqlJobs(config.database_url or _sqlite_url(config.cache_dir / "jobs.sqlite"))
+    stack.push_async_callback(store.close)
+    await store.open()
+    return PrecomputeJobs(
+        store, source, core, num_at_once=config.job_images_at_once, max_image_bytes=config.max_image_bytes
+    )
+
+
+def _sqlite_url(path: Path) -> str:
+    return f"sqlite:///{path.absolute()}"
+
+
+def _limits(config: EmbeddingConfig) -> ImageLimits:
+    return ImageLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+
+
+def _onnx(config: EmbeddingConfig) -> OnnxSettings:
+    return OnnxSettings(
+        providers=config.providers,
+        device_id=config.device_id,
+        intra_op_threads=config.intra_op_threads,
+        engine_cache=config.cache_dir / "tensorrt",
+    )

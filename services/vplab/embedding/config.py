@@ -1,0 +1,65 @@
+"""The settings of the embedding service; the only list of its variables."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from vplab.runtime.onnx_session import Provider
+from vplab.runtime.settings import MIB, SecondsOrZero, ServerSettings
+
+Count = Annotated[int, Field(ge=1)]
+GIB = 1024 * MIB
+
+
+class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
+    """``cache_dir`` is read from ``VPLAB_EMBEDDING_CACHE_DIR``, and so on; the frame's settings are in the base."""
+
+    listen: str = "127.0.0.1:50052"
+    registry_address: str | None = None
+    """Where the registry listens; unset is what every client reads, ``VPLAB_REGISTRY_ADDRESS`` or ``VPLAB_ADDRESS``."""
+
+    cache_dir: Path = Path("vplab-data/embedding")
+    """Folder for what can be had again: downloaded encoders, kept embeddings, and the job database."""
+    store_url: str | None = None
+    """Where embeddings are kept instead of below ``cache_dir``: ``s3://bucket/prefix`` and what else obstore reads; the
+    credentials come from the provider's own variables."""
+    store_bytes: Annotated[int, Field(ge=0)] = 10 * GIB
+    """Bound of the kept embeddings; the least recently used go first; 0 keeps none. SAM's is 2 MiB in float16."""
+    host_cache_bytes: Annotated[int, Field(ge=0)] = 512 * MIB
+    """Bound of the embeddings in memory."""
+    database_url: str | None = None
+    """SQLAlchemy URL of the job database; unset is a SQLite file below ``cache_dir``."""
+
+    max_image_bytes: Count = 32 * MIB
+    """Largest file or frame."""
+    max_image_pixels: Count = 100_000_000
+    """Largest width times height; checked before decoding. Each decoding thread may hold three bytes per pixel."""
+    max_waiting_bytes: Count = 512 * MIB
+    """Bound of the files and frames that wait to be decoded; more is refused with OVERLOADED."""
+    decode_threads: Count = min(4, os.cpu_count() or 1)
+    """Images decoded at a time."""
+
+    providers: tuple[Provider, ...] = ()
+    """What runs the graphs, in order of preference, a JSON list of ``tensorrt``, ``cuda`` and ``cpu``; empty takes CUDA
+    where a device answers, else the CPU."""
+    device_id: Annotated[int, Field(ge=0)] = 0
+    """Which of the visible GPUs."""
+    intra_op_threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of one run on the CPU; 0 lets ONNX Runtime take one per physical core."""
+    queue_capacity: Count = 128
+    """Images that may wait for the device. A preprocessed 1024-pixel image is 12 MiB."""
+    max_batch_size: Count = 4
+    """Images of one run of an encoder."""
+    max_batch_wait_s: SecondsOrZero = 0.002
+    """How long an image waits for others to share its run."""
+    max_encoders: Count = 4
+    """Encoders in memory; the least recently used leave."""
+    max_encoder_bytes: Count = 8 * GIB
+    """Bound of their files' sizes together."""
+    preload: tuple[str, ...] = ()
+    """Encoders to load at the start, a JSON list of names such as ``artifacts/nano-encoder``."""
+
+    job_images_at_once: Count = 4
+    """Images of a precompute job that are worked on at a time."""

@@ -1,0 +1,183 @@
+"""Precompute jobs: fill the cache with the embeddings of many images, behind everything a person waits for."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from vplab.embedding import metrics
+from vplab.embedding.core import EmbeddingCore, Urgency
+from vplab.embedding.ports import JobStore, ModelSource
+from vplab.embedding.values import (
+    EncodedImage,
+    EncoderVersion,
+    ImageFailure,
+    Job,
+    JobRequest,
+    JobState,
+    ModelRef,
+    Precision,
+)
+from vplab.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidInput,
+    ResourceExhausted,
+    Unavailable,
+    VPLabError,
+)
+from vplab.runtime.device_queue import Priority
+from vplab.vision.specs import canonical_json
+
+Value = TypeVar("Value")
+
+_log = structlog.get_logger(__name__)
+
+_BATCH = Urgency(Priority.BATCH)
+_RETRY_S = (0.5, 30.0)
+
+
+class PrecomputeJobs:
+    """Creates, runs and cancels jobs; one job runs at a time, several of its images at once."""
+
+    def __init__(
+        self, store: JobStore, source: ModelSource, core: EmbeddingCore, *, num_at_once: int, max_image_bytes: int
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._core = core
+        self._num_at_once = num_at_once
+        self._max_image_bytes = max_image_bytes
+        self._created = asyncio.Event()
+        self._running: tuple[str, asyncio.Task[None]] | None = None
+
+    async def create(
+        self,
+        *,
+        dataset: str | None,
+        blobs: Sequence[str],
+        encoders: Sequence[str],
+        precision: Precision,
+        request_id: str | None,
+    ) -> Job:
+        """Start a job over a dataset's images, or over single blobs where ``dataset`` is None.
+
+        Raises NotFound, ModelUnsupported, AlreadyExists (REQUEST_ID_REUSED), InvalidInput for a dataset without images.
+        """
+        asked = {"dataset": dataset, "blobs": list(blobs), "encoders": list(encoders), "precision": precision}
+        versions = await self._core.resolve(encoders)
+        images = tuple(dict.fromkeys(blobs if dataset is None else await self._source.list_dataset_images(dataset)))
+        if not images:
+            raise InvalidInput("the dataset has no file with an image media type", field="dataset")
+        request = JobRequest(
+            request_id=request_id,
+            fingerprint=hashlib.sha256(canonical_json(asked)).hexdigest(),
+            images=images,
+            encoders=tuple(dict.fromkeys(version.model for version in versions)),
+            precision=precision,
+        )
+        job = await self._store.create(request)
+        self._created.set()
+        return job
+
+    async def get(self, job_id: str) -> Job:
+        """Return a job. Raises NotFound."""
+        return await self._store.get(job_id)
+
+    async def list_page(self, page_size: int, before: int | None) -> tuple[Sequence[Job], int | None]:
+        """Return jobs, newest first, and where the next page starts."""
+        return await self._store.list_page(page_size, before)
+
+    async def cancel(self, job_id: str) -> Job:
+        """End a job; what it embedded stays cached. Raises NotFound."""
+        job = await self._store.finish(job_id, JobState.CANCELLED)
+        if self._running is not None and self._running[0] == job_id:
+            self._running[1].cancel()
+        return job
+
+    async def run(self) -> None:
+        """Work on jobs, oldest first, for ever."""
+        while True:
+            self._created.clear()
+            job = await self._store.next_unfinished()
+            if job is None:
+                await self._created.wait()
+                continue
+            task = asyncio.create_task(self._run_job(job))
+            self._running = (job.job_id, task)
+            try:
+                await asyncio.wait({task})
+            finally:
+                self._running = None
+                task.cancel()
+            if not task.cancelled() and task.exception() is not None:
+                _log.error("precompute_job_failed", job=job.job_id, exc_info=task.exception())
+                await self._store.finish(job.job_id, JobState.FAILED, _message(task.exception()))
+
+    async def _run_job(self, job: Job) -> None:
+        encoders = await self._patiently(lambda: self._core.resolve([model.name for model in job.encoders]))
+        _check_digests(job.encoders, encoders)
+        while images := await self._store.pending_images(job.job_id, 16 * self._num_at_once):
+            slots = asyncio.Semaphore(self._num_at_once)
+            outcomes = await asyncio.gather(*(self._try(image, encoders, job, slots) for image in images))
+            failed = [outcome for outcome in outcomes if isinstance(outcome, ImageFailure)]
+            await self._store.record(job.job_id, [o for o in outcomes if isinstance(o, str)], failed)
+            metrics.JOB_IMAGES.labels("done").inc(len(outcomes) - len(failed))
+            metrics.JOB_IMAGES.labels("failed").inc(len(failed))
+        ended = await self._store.finish(job.job_id, JobState.SUCCEEDED)
+        _log.info("precompute_job_ended", job=job.job_id, num_done=ended.num_done, num_failed=ended.num_failed)
+
+    async def _try(
+        self, image: str, encoders: Sequence[EncoderVersion], job: Job, slots: asyncio.Semaphore
+    ) -> str | ImageFailure:
+        """Return the image once its embeddings are kept, or why they cannot be; raise what would fail every image."""
+        async with slots:
+            try:
+                await self._patiently(lambda: self._embed(image, encoders, job.precision))
+            except (FailedPrecondition, ResourceExhausted) as error:
+                if error.reason in ("MODEL_UNSUPPORTED", "STORAGE_FULL"):
+                    raise
+                return _failure(image, error)
+            except VPLabError as error:
+                return _failure(image, error)
+        return image
+
+    async def _embed(self, image: str, encoders: Sequence[EncoderVersion], precision: Precision) -> None:
+        if await self._core.cached(image, encoders, precision):
+            return
+        data = await self._source.read_image(image, self._max_image_bytes)
+        await self._core.persist(await self._core.embed(EncodedImage(data), encoders, precision, _BATCH))
+
+    async def _patiently(self, work: Callable[[], Awaitable[Value]]) -> Value:
+        """Try again for as long as it is only busy or away."""
+        wait_s = _RETRY_S[0]
+        while True:
+            try:
+                return await work()
+            except (Unavailable, DeadlineExceeded, ResourceExhausted) as error:
+                if isinstance(error, ResourceExhausted) and error.reason != ResourceExhausted.default_reason:
+                    raise
+                _log.info("precompute_waits", error=error.message, wait_s=wait_s)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, _RETRY_S[1])
+
+
+def _check_digests(expected: Sequence[ModelRef], found: Sequence[EncoderVersion]) -> None:
+    for model, version in zip(expected, found, strict=True):
+        if model.digest != version.model.digest:
+            raise FailedPrecondition(
+                f"{model.name} is not the version the job was made for",
+                reason="MODEL_MISMATCH",
+                metadata={"expected": model.digest, "actual": version.model.digest},
+            )
+
+
+def _failure(image: str, error: VPLabError) -> ImageFailure:
+    kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == VPLabError.__module__)
+    return ImageFailure(image, kind, error.reason, error.message)
+
+
+def _message(error: BaseException | None) -> str:
+    return error.message if isinstance(error, VPLabError) else "internal error; the server's log says more"

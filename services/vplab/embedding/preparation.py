@@ -1,0 +1,101 @@
+"""Digests, decoding and preprocessing, off the event loop and within a bound of memory."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from vplab.embedding import metrics
+from vplab.embedding.values import EncodedImage, FrameImage
+from vplab.errors import DeadlineExceeded, ResourceExhausted
+from vplab.vision.images import (
+    ImageLimits,
+    ImageRGB,
+    decode_image,
+    encoded_digest,
+    frame_digest,
+    frame_to_rgb,
+)
+from vplab.vision.preprocessing import Preprocessed, preprocess
+from vplab.vision.specs import Preprocessing
+
+Value = TypeVar("Value")
+
+_RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One image as its encoders take it."""
+
+    image_hw: tuple[int, int]
+    """Size of the oriented original, in pixels."""
+    inputs: dict[str, Preprocessed]
+    """By preprocessing digest."""
+
+
+class ImagePreparation:
+    """A pool of threads for images.
+
+    Decoded pixels live only inside a thread's turn, so at most ``num_threads`` images are in memory as pixels; the
+    files and frames that wait are bounded by ``max_waiting_bytes``.
+    """
+
+    def __init__(self, limits: ImageLimits, num_threads: int, max_waiting_bytes: int) -> None:
+        self.limits = limits
+        self._max_waiting_bytes = max_waiting_bytes
+        self._waiting_bytes = 0
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="image")
+
+    async def digest(self, image: EncodedImage | FrameImage) -> str:
+        """Return the image digest. Raises InvalidInput for a frame that does not fit its data."""
+        return await self._run(image, lambda: _digest(image, self.limits))
+
+    async def prepare(
+        self, image: EncodedImage | FrameImage, preprocessings: Iterable[Preprocessing], deadline: float | None
+    ) -> PreparedImage:
+        """Decode an image once and make it an input of each encoder.
+
+        deadline: on ``time.monotonic()``'s clock; work that begins later is not begun.
+        Raises InvalidInput for an image that is unreadable or too large, ResourceExhausted when too much waits.
+        """
+        wanted = {preprocessing.digest: preprocessing for preprocessing in preprocessings}
+
+        def work() -> PreparedImage:
+            began = time.monotonic()
+            if deadline is not None and began >= deadline:
+                raise DeadlineExceeded("the deadline passed before the image was decoded")
+            pixels = _decode(image, self.limits)
+            inputs = {digest: preprocess(pixels, preprocessing) for digest, preprocessing in wanted.items()}
+            metrics.PREPARE_SECONDS.observe(time.monotonic() - began)
+            return PreparedImage((pixels.shape[0], pixels.shape[1]), inputs)
+
+        return await self._run(image, work)
+
+    def close(self) -> None:
+        """Drop what waits; what is being worked on ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, image: EncodedImage | FrameImage, work: Callable[[], Value]) -> Value:
+        num_bytes = len(image.data)
+        if self._waiting_bytes and self._waiting_bytes + num_bytes > self._max_waiting_bytes:
+            raise ResourceExhausted("too many images wait to be decoded", retry_after_s=_RETRY_AFTER_S)
+        self._waiting_bytes += num_bytes
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._waiting_bytes -= num_bytes
+
+
+def _digest(image: EncodedImage | FrameImage, limits: ImageLimits) -> str:
+    if isinstance(image, EncodedImage):
+        return encoded_digest(image.data)
+    return frame_digest(image.data, image.width, image.height, image.stride_bytes, image.pixel_format, limits)
+
+
+def _decode(image: EncodedImage | FrameImage, limits: ImageLimits) -> ImageRGB:
+    if isinstance(image, EncodedImage):
+        return decode_image(image.data, limits)
+    return frame_to_rgb(image.data, image.width, image.height, image.stride_bytes, image.pixel_format, limits)
