@@ -25,7 +25,7 @@ from vplab.errors import (
 )
 from vplab.runtime import metrics, request
 from vplab.runtime.auth import Authenticator
-from vplab.runtime.handlers import unknown_method, wrap
+from vplab.runtime.handlers import Requests, unknown_method, wrap
 from vplab.runtime.methods import UNKNOWN, Method, method_of
 from vplab.runtime.tracing import NoTracer, Tracer
 from vplab.wire.status import code_of, trailers_from_error
@@ -42,6 +42,7 @@ class _Call:
 
     method: Method
     context: Any
+    requests: Requests
     request_id: str
     began: float
     task: "asyncio.Task[Any] | None" = field(default_factory=asyncio.current_task)
@@ -101,11 +102,13 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         for call in list(self._calls):
             call.end(Unavailable("the server stopped before the call was done"))
 
-    async def _around(self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
+    async def _around(
+        self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]], requests: Requests
+    ) -> bytes | None:
         metadata = {key: value for key, value in context.invocation_metadata() or ()}
         proposed = metadata.get(request.REQUEST_ID_KEY)
         call_id = request.accept_request_id(proposed if isinstance(proposed, str) else None)
-        call = _Call(method, context, call_id, time.monotonic())
+        call = _Call(method, context, requests, call_id, time.monotonic())
         remaining_s = self._remaining_s(method, context)
         request.enter(call_id, None if remaining_s is None else call.began + remaining_s)
         structlog.contextvars.bind_contextvars(request_id=call_id)
@@ -146,7 +149,9 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except grpc.aio.AbortError:
             raise  # the handler has sent its own status
         except Exception as error:
+            await call.requests.linger()
             await self._abort(call, self._as_ours(call, error))
+        await call.requests.linger()
         context.set_trailing_metadata((*(context.trailing_metadata() or ()), (request.REQUEST_ID_KEY, call.request_id)))
         return response
 

@@ -4,10 +4,11 @@ Unary messages are parsed and serialised here rather than by gRPC, which answers
 that fails.
 """
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -15,14 +16,55 @@ from google.protobuf.message import DecodeError
 from vplab.errors import InvalidInput, ResourceExhausted
 from vplab.runtime.methods import Method
 
+# grpc.aio clients report INTERNAL instead of our status if it reaches them while they still send messages. Remove this
+# once https://github.com/grpc/grpc/issues/36066 is mended in the oldest client we support.
+_LINGER_S: Final = 0.2
+
 
 class Around(Protocol):
     """Runs the work of one call and deals with whatever it raises."""
 
     def __call__(
-        self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]]
+        self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]], requests: "Requests"
     ) -> Awaitable[bytes | None]:
         """Return what ``work`` returns: the serialised response of a unary answer, None for a stream."""
+
+
+class Requests:
+    """The messages a caller streams to us; none for a method that takes a single one."""
+
+    def __init__(self, source: AsyncIterator[Any] | None = None) -> None:
+        self._source = source
+        self._is_reading = False
+
+    def __aiter__(self) -> "Requests":
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._source is None:
+            raise StopAsyncIteration
+        self._is_reading = True
+        try:
+            return await anext(self._source)
+        except StopAsyncIteration:
+            self._source = None
+            raise
+        except DecodeError as error:
+            self._source = None
+            raise _unreadable() from error
+        finally:
+            self._is_reading = False
+
+    async def linger(self) -> None:
+        """Read what is still under way, for a short while, before a call ends early."""
+        if self._source is None or self._is_reading:
+            return
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                async for _ in self:
+                    pass
+        except (TimeoutError, InvalidInput):
+            return
 
 
 def wrap(handler: Any, method: Method, around: Around, max_send_bytes: int) -> Any:
@@ -32,11 +74,13 @@ def wrap(handler: Any, method: Method, around: Around, max_send_bytes: int) -> A
     behave = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
     async def answer(request: Any, context: Any) -> bytes | None:
+        requests = Requests(request if handler.request_streaming else None)
+
         async def work() -> bytes:
-            response = await behave(_request(handler, request), context)
+            response = await behave(requests if handler.request_streaming else _parsed(handler, request), context)
             return _serialized(handler, response, max_send_bytes)
 
-        return await around(method, context, work)
+        return await around(method, context, work, requests)
 
     if handler.request_streaming:
         return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, None)
@@ -49,8 +93,10 @@ def _wrap_response_stream(handler: Any, method: Method, around: Around, max_send
     is_generator = inspect.isasyncgenfunction(behave)
 
     async def answer(request: Any, context: Any) -> None:
+        requests = Requests(request if handler.request_streaming else None)
+
         async def work() -> None:
-            responses = behave(_request(handler, request), context)
+            responses = behave(requests if handler.request_streaming else _parsed(handler, request), context)
             if not is_generator:
                 await responses
                 return
@@ -59,7 +105,7 @@ def _wrap_response_stream(handler: Any, method: Method, around: Around, max_send
                 async for response in responses:
                     await context.write(_serialized(handler, response, max_send_bytes))
 
-        await around(method, context, work)
+        await around(method, context, work, requests)
 
     serializer = None if is_generator else handler.response_serializer
     if handler.request_streaming:
@@ -68,29 +114,19 @@ def _wrap_response_stream(handler: Any, method: Method, around: Around, max_send
 
 
 def unknown_method(around: Around, method: Method, work: Callable[[], Awaitable[None]]) -> Any:
-    """Return a handler for a path nobody serves; it reads no message, so every kind of caller gets its status."""
+    """Return a handler for a path nobody serves; it takes any number of messages, so that it fits every caller."""
 
-    async def answer(_requests: AsyncIterator[bytes], context: Any) -> None:
-        await around(method, context, work)
+    async def answer(requests: AsyncIterator[bytes], context: Any) -> None:
+        await around(method, context, work, Requests(requests))
 
     return grpc.stream_stream_rpc_method_handler(answer, None, None)
 
 
-def _request(handler: Any, request: Any) -> Any:
-    if handler.request_streaming:
-        return _parsed(request)
+def _parsed(handler: Any, request: bytes) -> Any:
     if handler.request_deserializer is None:
         return request
     try:
         return handler.request_deserializer(request)
-    except DecodeError as error:
-        raise _unreadable() from error
-
-
-async def _parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    try:
-        async for request in requests:
-            yield request
     except DecodeError as error:
         raise _unreadable() from error
 
