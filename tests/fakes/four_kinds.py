@@ -115,7 +115,10 @@ async def finish(call: Any) -> Sequence[Any]:
     try:
         if isinstance(call, grpc.aio.UnaryUnaryCall | grpc.aio.StreamUnaryCall):
             return [await call]
-        return [response async for response in call]
+        responses = []
+        while (response := await call.read()) is not grpc.aio.EOF:
+            responses.append(response)
+        return responses
     except grpc.aio.AioRpcError as error:
         raise error_from_call(error.code(), error.details(), error.trailing_metadata()) from error
 
