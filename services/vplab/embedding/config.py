@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from vplab.errors import InvalidInput
 from vplab.runtime.onnx_session import Provider
 from vplab.runtime.settings import MIB, SecondsOrZero, ServerSettings
+from vplab.wire.names import parse_version_or_alias
 
 Count = Annotated[int, Field(ge=1)]
 GIB = 1024 * MIB
@@ -63,3 +65,11 @@ class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
 
     job_images_at_once: Count = 4
     """Images of a precompute job that are worked on at a time."""
+
+    @field_validator("preload")
+    @classmethod
+    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(parse_version_or_alias(name, field="preload")) for name in names)
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
