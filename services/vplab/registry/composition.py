@@ -84,7 +84,7 @@ async def open_registry(config: RegistryConfig) -> AsyncIterator[RegistryService
     """Open a registry while the context lasts. Raises InvalidInput for a URL that is not supported."""
     engine = open_engine(config.database_url, connections=config.threads * 2)
     catalog = SqlCatalog(engine)
-    registry = Registry(catalog, _blob_store(config), FileUploads(config.upload_folder), config.retention)
+    registry = Registry(catalog, open_blob_store(config), FileUploads(config.upload_folder), config.retention)
     catalog_work = Offload("registry-catalog", config.threads)
     blob_work = Offload("registry-blobs", config.threads)
     feed = AliasFeed(registry.aliases, catalog_work, poll_s=config.watch_poll_s, heartbeat_s=config.watch_heartbeat_s)
@@ -102,7 +102,7 @@ async def open_registry(config: RegistryConfig) -> AsyncIterator[RegistryService
         catalog.close()
 
 
-def _blob_store(config: RegistryConfig) -> BlobStore:
+def open_blob_store(config: RegistryConfig) -> BlobStore:
     if config.blob_folder is not None:
         return FileBlobs(config.blob_folder)
     from vplab.registry.backends.obstore_blobs import ObstoreBlobs, open_bucket
