@@ -27,8 +27,11 @@ ENCODED_FIELD = "image.encoded"
 FRAME_FIELD = "image.frame"
 
 # libjpeg decodes every scan over the whole picture, so a small progressive file can ask for hours. Real ones have about
-# ten; libjpeg-turbo's own fuzzers stop at 500.
+# ten; libjpeg-turbo's own fuzzers stop at 500. Two billion is 20 scans of 100 million pixels, about ten seconds.
 _MAX_JPEG_SCANS = 500
+_MAX_JPEG_SCANNED_PIXELS = 2_000_000_000
+# Pillow decodes run-length coded BMP in Python, about ten million pixels a second.
+_MAX_RLE_BMP_PIXELS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,11 @@ def _reading(data: bytes, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]:
             opened = opener(io.BytesIO(data))
         with opened as image:
             num_pixels = image.size[0] * image.size[1]
-            if num_pixels > limits.max_pixels:
-                raise _too_large("pixels", num_pixels, limits.max_pixels, ENCODED_FIELD)
+            most = limits.max_pixels
+            if image.tile and image.tile[0].codec_name == "bmp_rle":
+                most = min(most, _MAX_RLE_BMP_PIXELS)
+            if num_pixels > most:
+                raise _too_large("pixels", num_pixels, most, ENCODED_FIELD)
             yield image
     except InvalidInput:
         raise
@@ -159,7 +165,7 @@ def _reading(data: bytes, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]:
         raise _too_large("pixels", -1, limits.max_pixels, ENCODED_FIELD) from error
     except Exception as error:
         # A parser of hostile bytes raises whatever it stumbled over: OSError, SyntaxError, struct.error, KeyError ...
-        raise _unreadable(f"{type(error).__name__}: {error}") from error
+        raise _unreadable(f"it is damaged, cut off or of an unsupported kind ({str(error)[:100]})") from error
 
 
 @contextmanager
@@ -178,8 +184,9 @@ def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
 
 def _jpeg_pixels(image: ImageFile.ImageFile, data: bytes) -> ImageRGB | None:
     """Decode by libjpeg-turbo directly, about twice as fast as through Pillow; None where Pillow must decide."""
-    if data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-        raise _unreadable(f"it has more than {_MAX_JPEG_SCANS} scans")
+    num_scans = data.count(b"\xff\xda")
+    if num_scans > _MAX_JPEG_SCANS or num_scans * image.size[0] * image.size[1] > _MAX_JPEG_SCANNED_PIXELS:
+        raise _unreadable(f"its {num_scans} scans are too many")
     if image.mode not in ("L", "RGB"):
         return None
     try:

@@ -236,6 +236,14 @@ def test_a_jpeg_with_endless_scans_is_refused() -> None:
         decode_image(data[:scan] + data[scan:-2] * 600 + data[-2:])
 
 
+def test_a_large_run_length_bmp_is_refused() -> None:
+    header = struct.pack("<IiiHHIIiiII", 40, 4000, 4000, 1, 8, 1, 0, 0, 0, 256, 0)
+    data = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 14 + 40 + 1024) + header + bytes(1024) + b"\x00\x01"
+    with pytest.raises(InvalidInput) as caught:
+        decode_image(data)
+    assert caught.value.reason == "IMAGE_TOO_LARGE"
+
+
 def test_too_many_bytes_are_refused() -> None:
     with pytest.raises(InvalidInput) as caught:
         decode_image(bytes(2_000_000), SMALL)
