@@ -11,7 +11,7 @@ from PIL import Image
 
 from fakes.fake_models import FakeModelSource
 from vplab.api.embedding.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
-from vplab.embedding.composition import embedding_service
+from vplab.embedding.composition import open_embedding
 from vplab.embedding.config import EmbeddingConfig
 from vplab.runtime.server import running_server
 
@@ -46,7 +46,7 @@ async def serve_embedding(source: FakeModelSource, **settings: object) -> AsyncI
     values = {"listen": "127.0.0.1:0", "intra_op_threads": 1} | settings
     config = EmbeddingConfig(**values)
     async with (
-        embedding_service(config, source) as service,
+        open_embedding(config, source) as service,
         running_server(
             [service.registration], config, service="embedding", served_models=service.served_models
         ) as server,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from vplab.client import AsyncClient, AsyncSnapshots, ClientOptions
 from vplab.embedding.backends.client_models import ClientModels
-from vplab.embedding.composition import embedding_service
+from vplab.embedding.composition import open_embedding
 from vplab.embedding.config import EmbeddingConfig
 from vplab.errors import InvalidInput
 from vplab.runtime import request
@@ -28,7 +28,7 @@ async def start(config: EmbeddingConfig) -> None:
             raise SettingsError(error.message) from error
         snapshots = AsyncSnapshots(registry, config.cache_dir / "models")
         try:
-            async with embedding_service(config, ClientModels(registry, snapshots)) as service:
+            async with open_embedding(config, ClientModels(registry, snapshots)) as service:
                 await serve([service.registration], config, service="embedding", served_models=service.served_models)
         finally:
             snapshots.close()

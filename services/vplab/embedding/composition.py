@@ -49,7 +49,7 @@ class EmbeddingService:
 
 
 @asynccontextmanager
-async def embedding_service(config: EmbeddingConfig, source: ModelSource) -> AsyncIterator[EmbeddingService]:
+async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncIterator[EmbeddingService]:
     """Open the stores, start the device's queue and the background work; close them in the reverse order."""
     await asyncio.to_thread(config.cache_dir.mkdir, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:

@@ -15,6 +15,10 @@ Count = Annotated[int, Field(ge=1)]
 GIB = 1024 * MIB
 
 
+def _home() -> Path:
+    return Path(os.environ.get("VPLAB_HOME") or "~/.local/share/vplab").expanduser().absolute()
+
+
 class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
     """``cache_dir`` is read from ``VPLAB_EMBEDDING_CACHE_DIR``, and so on; the frame's settings are in the base."""
 
@@ -22,8 +26,9 @@ class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
     registry_address: str | None = None
     """Where the registry listens; unset is what every client reads, ``VPLAB_REGISTRY_ADDRESS`` or ``VPLAB_ADDRESS``."""
 
-    cache_dir: Path = Path("vplab-data/embedding")
-    """Folder for what can be had again: downloaded encoders, kept embeddings, and the job database."""
+    cache_dir: Path = Field(default_factory=lambda: _home() / "embedding")
+    """Folder for what can be had again: downloaded encoders, kept embeddings, and the job database. Unset is
+    ``embedding`` below ``VPLAB_HOME``, else below the user's data folder."""
     store_url: str | None = None
     """Where embeddings are kept instead of below ``cache_dir``: ``s3://bucket/prefix`` and what else obstore reads; the
     credentials come from the provider's own variables."""

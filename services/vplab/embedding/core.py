@@ -183,8 +183,10 @@ class _Once(Generic[Value]):
         self._values: list[Value] = []
 
     async def get(self) -> Value:
-        if not self._values:
-            self._values = [await self._making.run("", self._make)]
+        return self._values[0] if self._values else await self._making.run("", self._make_and_keep)
+
+    async def _make_and_keep(self) -> Value:
+        self._values = [await self._make()]
         return self._values[0]
 
 

@@ -100,7 +100,9 @@ class EmbeddingServiceServicer:
 
     def EmbedImage(self, request, context):
         """EmbedImage embeds one image with one or more encoders, decoding it at most once. Reasons: INVALID_FIELD,
-        IMAGE_UNREADABLE, IMAGE_TOO_LARGE, RESOURCE_NOT_FOUND, EMBEDDING_NOT_CACHED, MODEL_UNSUPPORTED.
+        IMAGE_UNREADABLE, IMAGE_TOO_LARGE, RESOURCE_NOT_FOUND, EMBEDDING_NOT_CACHED, MODEL_UNSUPPORTED, MESSAGE_TOO_LARGE
+        (the tensors do not fit into one answer: leave them out and use GetEmbedding), DIGEST_MISMATCH (an encoder's files
+        are damaged), STORAGE_FULL (there is no room for an encoder's files).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +127,8 @@ class EmbeddingServiceServicer:
 
     def PrecomputeEmbeddings(self, request, context):
         """PrecomputeEmbeddings starts a job that embeds many images of the registry; it yields to interactive work and
-        survives a restart. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND, REQUEST_ID_REUSED.
+        survives a restart. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND, REQUEST_ID_REUSED, MODEL_UNSUPPORTED,
+        DIGEST_MISMATCH, STORAGE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
