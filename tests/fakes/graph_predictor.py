@@ -68,4 +68,5 @@ def open_session(path: Path, num_threads: int = 2) -> onnxruntime.InferenceSessi
     """Open a graph on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
+    options.enable_cpu_mem_arena = False
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

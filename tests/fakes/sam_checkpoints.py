@@ -68,7 +68,7 @@ def write_mobile_sam_checkpoint(
     randomize(backbone, seed + 1)
     randomize(neck, seed + 2)
     state = {key: value for key, value in sam.state_dict().items() if not key.startswith("image_encoder.")}
-    encoder = {mobile_sam_name(key): value for key, value in backbone.state_dict().items()}
+    encoder = {mobile_sam_name(k): v for k, v in backbone.state_dict().items() if not k.startswith("head.")}
     encoder |= {f"neck.{key}": value for key, value in neck.state_dict().items()}
     encoder |= {
         "norm_head.weight": torch.ones(widths[-1]),
@@ -119,31 +119,29 @@ def build_sam(width: int, depth: int, num_heads: int, global_blocks: tuple[int, 
 
 @torch.no_grad()
 def randomize(module: nn.Module, seed: int) -> None:
-    """Give every weight a scale at which signals neither vanish nor explode, and no weight its neutral value."""
+    """Give every weight a scale at which signals neither vanish nor explode, and none its neutral value."""
     random = torch.Generator().manual_seed(seed)
     for key, value in module.state_dict().items():
+        owner_name, _, name = key.rpartition(".")
+        owner = module.get_submodule(owner_name)
         if not value.is_floating_point():
             continue
-        if key.endswith(("norm.weight", "bn.weight", "running_var")) or "gamma" in key or _is_norm(module, key):
+        if name == "running_var" or "gamma" in name or (name == "weight" and "Norm" in type(owner).__name__):
             value.uniform_(0.7, 1.3, generator=random)
-        elif value.ndim >= 2 and not key.endswith(("pos_embed", "token")) and "embed" not in key.split(".")[0]:
+        elif name == "positional_encoding_gaussian_matrix":
+            value.normal_(0, 1, generator=random)
+        elif isinstance(owner, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and name == "weight":
             # Somewhat above 1 / sqrt(fan in), so that attention is far from uniform.
-            value.normal_(0, 1.3 / _fan_in(key, value) ** 0.5, generator=random)
-        elif value.ndim >= 2 and key.endswith("proj.weight"):
-            value.normal_(0, 1.3 / _fan_in(key, value) ** 0.5, generator=random)
+            value.normal_(0, 1.3 / _fan_in(owner) ** 0.5, generator=random)
         elif value.ndim >= 2:
-            value.normal_(0, 0.5, generator=random)
+            value.normal_(0, 0.5, generator=random)  # embeddings, tokens, absolute and relative positions
         else:
             value.normal_(0, 0.1, generator=random)
 
 
-def _fan_in(key: str, value: Tensor) -> int:
-    return value.shape[-1] if value.ndim == 2 else value[0].numel()
-
-
-def _is_norm(module: nn.Module, key: str) -> bool:
-    owner = module.get_submodule(key.rpartition(".")[0])
-    return key.endswith("weight") and "Norm" in type(owner).__name__
+def _fan_in(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> int:
+    # SAM's transposed convolutions do not overlap, so a pixel receives from each input channel once.
+    return layer.weight.shape[0] if isinstance(layer, nn.ConvTranspose2d) else layer.weight[0].numel()
 
 
 def mobile_sam_name(timm_key: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -58,13 +59,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if is_zip:
         _check_zip(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is whether the tensors come out
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise InvalidInput(
             f"{path.name} holds more than tensors, or is no PyTorch file, and was not loaded", field="path"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise DataLoss(f"{path.name} is damaged or cut off: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # reading arbitrary bytes as a pickle ends in any kind of exception
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataLoss(f"{path.name} is damaged, cut off or no PyTorch file: {first_line}") from error
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
