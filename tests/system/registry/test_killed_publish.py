@@ -11,6 +11,9 @@ from fakes.crashing_registry import Nursery, RegistryProcess, running_nursery
 from fakes.registry_stores import FakeClock, Stores, make_artifact, opened_registry, publish_bytes
 from vplab.api.registry.v1 import registry_service_pb2 as pb
 from vplab.api.registry.v1 import registry_service_pb2_grpc as pb_grpc
+from vplab.registry.backends.sql_catalog import SqlCatalog, open_engine
+from vplab.registry.composition import open_blob_store
+from vplab.registry.values import BlobState
 
 CONTENT = {"model.json": b"{}", "weights.bin": b"w" * 3_000}
 ARTIFACT = "artifacts/scratch"
@@ -63,6 +66,17 @@ def require_whole(stub: pb_grpc.RegistryServiceStub) -> list[str]:
     for alias in stub.ListAliases(pb.ListAliasesRequest(artifact=ARTIFACT)).aliases:
         assert alias.version in [version.name for version in versions]
     return [version.name for version in versions]
+
+
+def require_readable_blobs(stores: Stores) -> None:
+    """Require of every blob that a version could name that its bytes are there, looking past the registry."""
+    catalog = SqlCatalog(open_engine(stores.database_url))
+    store = open_blob_store(stores.config())
+    digests = [hashlib.sha256(content).hexdigest() for content in CONTENT.values()]
+    for sha256, record in catalog.read(lambda tx: tx.blobs.get(digests)).items():
+        if record.state is BlobState.STORED:
+            assert hashlib.sha256(b"".join(store.read(sha256, 0))).hexdigest() == sha256
+    catalog.close()
 
 
 def download(stub: pb_grpc.RegistryServiceStub, sha256: str) -> bytes:
@@ -120,6 +134,7 @@ def test_kill_before_any_step_leaves_everything_whole(nursery: Nursery, make_sto
         with connected(process) as channel, pytest.raises(grpc.RpcError):
             publish(pb_grpc.RegistryServiceStub(channel), encoder)
         assert process.kill() == -9, context
+        require_readable_blobs(stores)
         process = nursery.start(stores.variables, tmp_path)
         with connected(process) as channel:
             stub = pb_grpc.RegistryServiceStub(channel)
