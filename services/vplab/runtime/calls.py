@@ -25,7 +25,7 @@ from vplab.errors import (
 )
 from vplab.runtime import metrics, request
 from vplab.runtime.auth import Authenticator
-from vplab.runtime.handlers import Requests, unknown_method, wrap
+from vplab.runtime.handlers import Exchange, unknown_method, wrap
 from vplab.runtime.methods import UNKNOWN, Method, method_of
 from vplab.runtime.tracing import NoTracer, Tracer
 from vplab.wire.status import code_of, trailers_from_error
@@ -42,7 +42,7 @@ class _Call:
 
     method: Method
     context: Any
-    requests: Requests
+    exchange: Exchange
     request_id: str
     began: float
     task: "asyncio.Task[Any] | None" = field(default_factory=asyncio.current_task)
@@ -52,7 +52,12 @@ class _Call:
         """Stop the handler and answer with ``error``."""
         if self.ended_with is None and self.task is not None:
             self.ended_with = error
-            self.task.cancel()
+            self.exchange.cancel(self.task)
+
+    async def settle(self) -> None:
+        """Leave the caller time to finish sending; from here on the call ends by itself."""
+        self.task = None
+        await self.exchange.linger()
 
 
 class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -103,12 +108,12 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             call.end(Unavailable("the server stopped before the call was done"))
 
     async def _around(
-        self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]], requests: Requests
+        self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]], exchange: Exchange
     ) -> bytes | None:
         metadata = {key: value for key, value in context.invocation_metadata() or ()}
         proposed = metadata.get(request.REQUEST_ID_KEY)
         call_id = request.accept_request_id(proposed if isinstance(proposed, str) else None)
-        call = _Call(method, context, requests, call_id, time.monotonic())
+        call = _Call(method, context, exchange, call_id, time.monotonic())
         remaining_s = self._remaining_s(method, context)
         request.enter(call_id, None if remaining_s is None else call.began + remaining_s)
         structlog.contextvars.bind_contextvars(request_id=call_id)
@@ -149,9 +154,9 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except grpc.aio.AbortError:
             raise  # the handler has sent its own status
         except Exception as error:
-            await call.requests.linger()
+            await call.settle()
             await self._abort(call, self._as_ours(call, error))
-        await call.requests.linger()
+        await call.settle()
         context.set_trailing_metadata((*(context.trailing_metadata() or ()), (request.REQUEST_ID_KEY, call.request_id)))
         return response
 
@@ -187,9 +192,8 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _as_ours(self, call: _Call, error: Exception) -> VPLabError:
         if isinstance(error, Internal | Unknown | DataLoss):
             _log.error("call failed", method=call.method.name, reason=error.reason, exc_info=error)
-            return type(error)(
-                error.message, reason=error.reason, metadata={**error.metadata, "request_id": call.request_id}
-            )
+            error.metadata = {**error.metadata, "request_id": call.request_id}
+            return error
         if isinstance(error, VPLabError):
             return error
         if isinstance(error, NotImplementedError) and call.context.code() is grpc.StatusCode.UNIMPLEMENTED:

@@ -25,19 +25,21 @@ class Around(Protocol):
     """Runs the work of one call and deals with whatever it raises."""
 
     def __call__(
-        self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]], requests: "Requests"
+        self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]], exchange: "Exchange"
     ) -> Awaitable[bytes | None]:
         """Return what ``work`` returns: the serialised response of a unary answer, None for a stream."""
 
 
-class Requests:
-    """The messages a caller streams to us; none for a method that takes a single one."""
+class Exchange:
+    """The messages of one call: iterates over those a caller streams to us, and writes those of a streamed answer."""
 
     def __init__(self, source: AsyncIterator[Any] | None = None) -> None:
         self._source = source
         self._is_reading = False
+        self._is_writing = False
+        self._ends_after_write = False
 
-    def __aiter__(self) -> "Requests":
+    def __aiter__(self) -> "Exchange":
         return self
 
     async def __anext__(self) -> Any:
@@ -54,6 +56,23 @@ class Requests:
             raise _unreadable() from error
         finally:
             self._is_reading = False
+
+    async def write(self, context: Any, data: bytes) -> None:
+        """Send one message of the answer."""
+        self._is_writing = True
+        try:
+            await context.write(data)
+        finally:
+            self._is_writing = False
+        if self._ends_after_write:
+            raise asyncio.CancelledError
+
+    def cancel(self, task: "asyncio.Task[Any]") -> None:
+        """Cancel the call's task, but not within a write: gRPC could then send no status any more."""
+        if self._is_writing:
+            self._ends_after_write = True
+        else:
+            task.cancel()
 
     async def linger(self) -> None:
         """Read what is still under way, for a short while, before a call ends early."""
@@ -74,13 +93,13 @@ def wrap(handler: Any, method: Method, around: Around, max_send_bytes: int) -> A
     behave = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
     async def answer(request: Any, context: Any) -> bytes | None:
-        requests = Requests(request if handler.request_streaming else None)
+        exchange = Exchange(request if handler.request_streaming else None)
 
         async def work() -> bytes:
-            response = await behave(requests if handler.request_streaming else _parsed(handler, request), context)
+            response = await behave(exchange if handler.request_streaming else _parsed(handler, request), context)
             return _serialized(handler, response, max_send_bytes)
 
-        return await around(method, context, work, requests)
+        return await around(method, context, work, exchange)
 
     if handler.request_streaming:
         return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, None)
@@ -93,19 +112,19 @@ def _wrap_response_stream(handler: Any, method: Method, around: Around, max_send
     is_generator = inspect.isasyncgenfunction(behave)
 
     async def answer(request: Any, context: Any) -> None:
-        requests = Requests(request if handler.request_streaming else None)
+        exchange = Exchange(request if handler.request_streaming else None)
 
         async def work() -> None:
-            responses = behave(requests if handler.request_streaming else _parsed(handler, request), context)
+            responses = behave(exchange if handler.request_streaming else _parsed(handler, request), context)
             if not is_generator:
                 await responses
                 return
             # aclosing: a cancelled call must run the generator's cleanup now, not when it is collected.
             async with aclosing(responses):
                 async for response in responses:
-                    await context.write(_serialized(handler, response, max_send_bytes))
+                    await exchange.write(context, _serialized(handler, response, max_send_bytes))
 
-        await around(method, context, work, requests)
+        await around(method, context, work, exchange)
 
     serializer = None if is_generator else handler.response_serializer
     if handler.request_streaming:
@@ -117,7 +136,7 @@ def unknown_method(around: Around, method: Method, work: Callable[[], Awaitable[
     """Return a handler for a path nobody serves; it takes any number of messages, so that it fits every caller."""
 
     async def answer(requests: AsyncIterator[bytes], context: Any) -> None:
-        await around(method, context, work, Requests(requests))
+        await around(method, context, work, Exchange(requests))
 
     return grpc.stream_stream_rpc_method_handler(answer, None, None)
 

@@ -96,6 +96,25 @@ async def test_watches_are_ended_at_once_and_do_not_use_up_the_grace():
         await asyncio.wait_for(serving, 20)
 
 
+async def test_a_stream_that_never_stops_writing_is_ended_with_its_status():
+    class Endless(pb_grpc.RegistryServiceServicer):
+        async def DownloadBlob(self, request, context):
+            while True:
+                yield pb.DownloadBlobResponse(chunk=b"x" * 1000)
+
+    registration = Registration(
+        "vplab.api.registry.v1.RegistryService",
+        lambda s: pb_grpc.add_RegistryServiceServicer_to_server(Endless(), s),
+    )
+    async with running_server([registration], ServerSettings(drain_grace_s=0.1)) as server:
+        channel = grpc.aio.insecure_channel(server.address)
+        calls = [asyncio.create_task(failure(begin("server_stream", channel))) for _ in range(5)]
+        await asyncio.sleep(0.1)
+    ended = await asyncio.gather(*calls)
+    assert {(type(error), "stopped" in error.message) for error in ended} == {(errors.Unavailable, True)}
+    await channel.close()
+
+
 async def test_a_generators_cleanup_runs_when_its_call_is_ended():
     cleaned = asyncio.Event()
 
