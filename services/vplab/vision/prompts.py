@@ -104,8 +104,8 @@ class PromptTokens:
 def prompt_tokens(prompt: ObjectPrompt, transform: FrameTransform, spec: SegmenterSpec) -> PromptTokens:
     """Return the tokens of a prompt: its points, then the box corners, or without a box one padding point.
 
-    A prompt that is a mask alone has no tokens. Where the spec has a prompt raster and the prompt no mask of its own,
-    the mask input is the raster.
+    A prompt that is a mask alone has no tokens. Where the spec has a prompt raster, the mask input is the raster, or the
+    prompt's own mask with its clicks added.
     """
     coords = [np.zeros((0, 2), np.float32)]
     labels = [np.zeros(0, np.float32)]
@@ -123,10 +123,13 @@ def prompt_tokens(prompt: ObjectPrompt, transform: FrameTransform, spec: Segment
         mask_logits: NDArray[np.float32] | None = prompt.low_res_logits
     elif prompt.mask is not None:
         mask_logits = mask_to_low_res_logits(prompt.mask, transform, spec.low_res_hw)
-    elif spec.prompt_raster is not None:
-        mask_logits = rasterize_prompt(xy, label, spec.low_res_hw, spec.input_size, spec.prompt_raster)
     else:
         mask_logits = None
+    if spec.prompt_raster is not None:
+        # A mask that is handed back already knows where the box was.
+        kinds = label if mask_logits is None else np.where(label >= BOX_MIN, np.float32(PADDING), label)
+        drawn = rasterize_prompt(xy, kinds, spec.low_res_hw, spec.input_size, spec.prompt_raster)
+        mask_logits = drawn if mask_logits is None else mask_logits + drawn
     return PromptTokens(xy, label, mask_logits)
 
 

@@ -74,9 +74,10 @@ class EncoderSpec(_Spec):
 class PromptRaster(_Spec):
     """How prompts are also drawn on the low-resolution logit grid and given as the mask input.
 
-    SAM does without; a small segmenter learns where a prompt is far sooner with it. Used only for prompts that carry no
-    mask of their own. A box is ``box_inside`` within and ``box_outside`` around; a click adds or subtracts a Gaussian
-    bump of height ``click_peak`` and standard deviation ``click_sigma`` (in grid cells) to what is there.
+    SAM does without; a small segmenter learns where a prompt is far sooner with it. A box is ``box_inside`` within and
+    ``box_outside`` around; a click adds or subtracts a Gaussian bump of height ``click_peak`` and standard deviation
+    ``click_sigma`` (in grid cells) to what is there. A prompt that brings a mask of its own keeps it, in place of the
+    box, and gets the clicks added.
     """
 
     box_inside: float

@@ -48,14 +48,19 @@ def test_a_mask_alone_has_no_tokens():
     assert tokens.mask_logits is not None
 
 
-def test_raster_is_the_mask_input_unless_the_prompt_has_its_own():
+def test_raster_is_the_mask_input_and_only_its_clicks_are_added_to_a_mask_of_the_prompts_own():
     spec = SPEC.model_copy(update={"prompt_raster": RASTER})
     drawn = prompt_tokens(ObjectPrompt(**points((320, 240))), TRANSFORM, spec).mask_logits
     assert drawn is not None
     assert np.unravel_index(drawn.argmax(), drawn.shape) == (96, 128)
     logits = np.full((256, 256), 3.0, np.float32)
-    given = prompt_tokens(ObjectPrompt(**points((320, 240)), low_res_logits=logits), TRANSFORM, spec).mask_logits
-    assert given is logits
+    box = np.array([10, 20, 300, 400], np.float32)
+    prompt = ObjectPrompt(**points((320, 240)), box_xyxy=box, low_res_logits=logits)
+    given = prompt_tokens(prompt, TRANSFORM, spec).mask_logits
+    assert given is not None
+    np.testing.assert_allclose(given, logits + drawn)
+    without_clicks = ObjectPrompt(box_xyxy=box, low_res_logits=logits)
+    np.testing.assert_array_equal(prompt_tokens(without_clicks, TRANSFORM, spec).mask_logits, logits)
 
 
 def test_prompts_are_grouped_by_number_of_tokens():
