@@ -104,8 +104,8 @@ class PromptTokens:
 def prompt_tokens(prompt: ObjectPrompt, transform: FrameTransform, spec: SegmenterSpec) -> PromptTokens:
     """Return the tokens of a prompt: its points, then the box corners, or without a box one padding point.
 
-    A prompt that is a mask alone has no tokens. Where the spec has a prompt raster, the mask input is the raster, or the
-    prompt's own mask with its clicks added.
+    A prompt that is a mask alone has no tokens. Where the spec has a prompt raster, the mask input is the raster, or
+    the prompt's own mask with its clicks added.
     """
     coords = [np.zeros((0, 2), np.float32)]
     labels = [np.zeros(0, np.float32)]

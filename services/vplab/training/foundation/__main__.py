@@ -8,6 +8,10 @@ from pathlib import Path
 
 import torch
 
+from vplab.training.foundation.evaluation import evaluate
+from vplab.training.foundation.export import export, load_model
+from vplab.training.foundation.model_cards import write_model_cards
+from vplab.training.foundation.projection import fit_projection
 from vplab.training.foundation.sources import (
     NATURAL_SOURCES,
     PROCEDURAL,
@@ -80,6 +84,26 @@ def train(arguments: argparse.Namespace) -> None:
     trainer.save()
 
 
+def export_pair(arguments: argparse.Namespace) -> None:
+    """Fit the projection of the patch features and export the averaged weights of a run."""
+    torch.set_num_threads(arguments.threads)
+    config = TrainingConfig.from_json((arguments.run / "config.json").read_text())
+    model = load_model(arguments.run / CHECKPOINT)
+    kept = fit_projection(model, [open_cache(arguments.cache / name) for name in sorted(config.mix)])
+    print(f"the patch features keep {100 * kept:.1f} % of the variance")
+    export(model, arguments.output)
+
+
+def evaluate_pair(arguments: argparse.Namespace) -> None:
+    """Measure the exported pair."""
+    evaluate(arguments.models, arguments.data, arguments.output, limit=arguments.limit, threads=arguments.threads)
+
+
+def write_cards(arguments: argparse.Namespace) -> None:
+    """Write MODEL_CARD.md beside each graph."""
+    write_model_cards(arguments.models, arguments.run, json.loads(arguments.figures.read_text()))
+
+
 def main() -> None:
     """Parse the command line and run one step of the recipe."""
     parser = argparse.ArgumentParser(prog="python -m vplab.training.foundation", description=__doc__)
@@ -102,6 +126,27 @@ def main() -> None:
     step.add_argument("--until", type=int, help="stop after this step")
     step.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time")
     step.set_defaults(call=train)
+
+    step = steps.add_parser("export", help="write both artifacts: graphs, specs, parity reports")
+    step.add_argument("--cache", type=Path, required=True)
+    step.add_argument("--run", type=Path, required=True)
+    step.add_argument("--output", type=Path, required=True)
+    step.add_argument("--threads", type=int, default=2)
+    step.set_defaults(call=export_pair)
+
+    step = steps.add_parser("evaluate", help="measure the exported pair; writes JSON")
+    step.add_argument("--models", type=Path, required=True, help="folder of nano-encoder and nano-segmenter")
+    step.add_argument("--data", type=Path, default=data)
+    step.add_argument("--output", type=Path, required=True, help="JSON file")
+    step.add_argument("--limit", type=int, default=40, help="images of each technical set")
+    step.add_argument("--threads", type=int, default=2)
+    step.set_defaults(call=evaluate_pair)
+
+    step = steps.add_parser("card", help="write the model cards from the figures and the run's log")
+    step.add_argument("--models", type=Path, required=True)
+    step.add_argument("--run", type=Path, required=True)
+    step.add_argument("--figures", type=Path, required=True, help="what evaluate wrote")
+    step.set_defaults(call=write_cards)
 
     arguments = parser.parse_args()
     arguments.call(arguments)

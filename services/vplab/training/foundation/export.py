@@ -149,5 +149,5 @@ def load_model(path: Path) -> NanoSegmenter:
     """Read the averaged weights out of a training checkpoint."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     model = NanoSegmenter()
-    model.load_state_dict({**state["model"], **state["average"]})
+    model.load_state_dict(state["model"] | state["average"])
     return model.eval()

@@ -67,7 +67,7 @@ def first_round(masks: Tensor, targets: Tensor, image_index: Tensor, rng: torch.
     groups = []
     for index, points, kinds in ((boxed, corners, box_labels), (clicked, coords, labels)):
         drawn = rasterize_prompts(points, kinds, _hw(targets), size, RASTER)
-        noisy = _noisy_masks(targets[index], rng)
+        noisy = _noisy_masks(targets[index], rng) + _drawn_clicks(points, kinds, targets, size)
         uses_mask = torch.rand(len(index), 1, 1, 1, generator=rng) < NOISY_MASK_SHARE
         mask_input = torch.where(uses_mask, noisy, drawn)
         groups.append(PromptGroup(image_index[index], targets[index], points, kinds, mask_input))
@@ -97,8 +97,15 @@ def next_round(
     labels = torch.cat([label.unsqueeze(1), group.labels], dim=1)
     drawn = rasterize_prompts(coords, labels, (height, width), input_size, RASTER)
     keeps = torch.rand(len(cell), 1, 1, 1, generator=rng) < KEEP_MASK_SHARE
-    mask_input = torch.where(keeps, best.unsqueeze(1).clamp(-32, 32), drawn)
+    handed_back = best.unsqueeze(1).clamp(-32, 32) + _drawn_clicks(coords, labels, group.targets, input_size)
+    mask_input = torch.where(keeps, handed_back, drawn)
     return replace(group, coords=coords, labels=labels, mask_input=mask_input)
+
+
+def _drawn_clicks(coords: Tensor, labels: Tensor, targets: Tensor, input_size: int) -> Tensor:
+    """Draw the clicks alone: a mask that is handed back already knows where the box was."""
+    clicks = torch.where(labels >= 2, -1.0, labels)
+    return rasterize_prompts(coords, clicks, _hw(targets), input_size, RASTER)
 
 
 def _hw(targets: Tensor) -> tuple[int, int]:

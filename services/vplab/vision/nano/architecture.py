@@ -10,7 +10,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vplab.vision.nano.trunk import CHANNELS, MobileNetTrunk
+from vplab.vision.nano.trunk import CHANNELS, MobileNetTrunk, upper_maps
 from vplab.vision.sam.onnx_decoder import PromptDecoder
 from vplab.vision.specs import PromptRaster
 
@@ -18,11 +18,11 @@ INPUT_SIZE = 512
 EMBED_DIM = 256
 STRIDE = 16
 FEATURE_STRIDE = 8
-FEATURE_DIM = 256
+FEATURE_DIM = 128
 MEAN_RGB = (127.5, 127.5, 127.5)
 STD_RGB = (127.5, 127.5, 127.5)
 RASTER = PromptRaster(box_inside=2.0, box_outside=-4.0, click_peak=4.0, click_sigma=2.0)
-_FEATURE_STRIDES = (8, 16, 32)
+FEATURE_STRIDES = (8, 16, 32)
 
 
 class Neck(nn.Module):
@@ -74,7 +74,7 @@ class PatchProjection(nn.Module):
 
     def __init__(self, width: int = FEATURE_DIM) -> None:
         super().__init__()
-        total = sum(CHANNELS[s] for s in _FEATURE_STRIDES)
+        total = sum(CHANNELS[s] for s in FEATURE_STRIDES)
         self.register_buffer("weight", nn.init.orthogonal_(torch.empty(width, total)))
         self.register_buffer("offset", torch.zeros(width))
 
@@ -83,9 +83,9 @@ class PatchProjection(nn.Module):
 
         Each level is projected on its own grid and then enlarged: both steps are linear, and this order is cheaper.
         """
-        weights = self.weight.split([CHANNELS[s] for s in _FEATURE_STRIDES], dim=1)
+        weights = self.weight.split([CHANNELS[s] for s in FEATURE_STRIDES], dim=1)
         total = self.offset.reshape(1, -1, 1, 1)
-        for stride, weight in zip(_FEATURE_STRIDES, weights, strict=True):
+        for stride, weight in zip(FEATURE_STRIDES, weights, strict=True):
             level = F.conv2d(maps[stride], weight[:, :, None, None])
             if stride > FEATURE_STRIDE:
                 scale = float(stride // FEATURE_STRIDE)
@@ -95,18 +95,27 @@ class PatchProjection(nn.Module):
 
 
 class NanoEncoder(nn.Module):
-    """An image to its embedding for the mask decoder and its patch features for matching, in one pass."""
+    """An image to its embedding for the mask decoder and its patch features for matching, in one pass.
+
+    Up to stride 4 both share the trunk. Above, the patch features keep the blocks the trunk started with: fine-tuning
+    them for masks made classes harder to tell apart.
+    """
 
     def __init__(self, trunk: MobileNetTrunk | None = None) -> None:
         super().__init__()
         self.trunk = trunk or MobileNetTrunk()
         self.neck = Neck()
+        self.feature_blocks = self.trunk.upper_copy()
         self.projection = PatchProjection()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image: (B, 3, H, W) float32, preprocessed; returns (B, 256, H/16, W/16) and (B, H/8, W/8, D)."""
         maps = self.trunk(image)
-        return self.neck(maps), self.projection(maps)
+        return self.neck(maps), self.projection(upper_maps(self.feature_blocks, maps[4]))
+
+    def feature_maps(self, image: Tensor) -> dict[int, Tensor]:
+        """Return the maps of strides 8, 16 and 32 that the patch features are projected from."""
+        return upper_maps(self.feature_blocks, self.trunk(image)[4])
 
     def embed(self, image: Tensor) -> Tensor:
         """Return the image embedding alone, which is all that training the segmenter needs."""

@@ -4,6 +4,8 @@ Source: Sandler et al., "MobileNetV2" (arXiv 1801.04381), as timm builds it (``m
 statistics frozen while fine-tuning, which small batches need, and makes a training step cheaper.
 """
 
+import copy
+from collections.abc import Iterable
 from pathlib import Path
 
 import timm
@@ -15,8 +17,8 @@ from vplab.errors import InvalidInput
 
 TRUNK_NAME = "mobilenetv2_100"
 CHANNELS = {4: 24, 8: 32, 16: 96, 32: 320}
-_LAST_BLOCK = {1: 4, 2: 8, 4: 16, 6: 32}
-_NUM_FROZEN_BLOCKS = 2
+_LAST_BLOCK = {2: 8, 4: 16, 6: 32}
+NUM_FROZEN_BLOCKS = 2
 """Blocks up to stride 4 keep their ImageNet weights: edges need no retraining, and their backward pass costs most."""
 _CONV_AND_NORM = {
     "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
@@ -58,18 +60,29 @@ class MobileNetTrunk(nn.Module):
                 _fold(module, conv, norm)
         self.stem = nn.Sequential(model.get_submodule("conv_stem"), model.get_submodule("bn1"))
         self.blocks = nn.ModuleList(model.get_submodule("blocks").children())
-        for frozen in (self.stem, *self.blocks[:_NUM_FROZEN_BLOCKS]):
+        for frozen in (self.stem, *self.blocks[:NUM_FROZEN_BLOCKS]):
             frozen.requires_grad_(False)
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         """Return the maps by stride; image: (B, 3, H, W) float32 in -1..1, sides multiples of 32."""
         x = self.stem(image)
-        maps: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks):
+        for block in self.blocks[:NUM_FROZEN_BLOCKS]:
             x = block(x)
-            if index in _LAST_BLOCK:
-                maps[_LAST_BLOCK[index]] = x
-        return maps
+        return {4: x} | upper_maps(self.blocks[NUM_FROZEN_BLOCKS:], x)
+
+    def upper_copy(self) -> nn.ModuleList:
+        """Return a frozen copy of the blocks above stride 4, as they are now."""
+        return copy.deepcopy(self.blocks[NUM_FROZEN_BLOCKS:]).requires_grad_(False)
+
+
+def upper_maps(blocks: Iterable[nn.Module], x: Tensor) -> dict[int, Tensor]:
+    """Run the blocks above stride 4 on the stride-4 map and return the maps of strides 8, 16 and 32."""
+    maps: dict[int, Tensor] = {}
+    for index, block in enumerate(blocks, NUM_FROZEN_BLOCKS):
+        x = block(x)
+        if index in _LAST_BLOCK:
+            maps[_LAST_BLOCK[index]] = x
+    return maps
 
 
 def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> None:

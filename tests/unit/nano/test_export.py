@@ -1,0 +1,90 @@
+"""The exported pair equals the torch modules, and what ships loads in ONNX Runtime and is what its spec says."""
+
+from importlib import resources
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
+
+BUILTIN = resources.files("vplab.registry") / "builtin"
+
+
+def shipped(artifact):
+    folder = BUILTIN / artifact
+    return folder, spec_from_json((folder / "model.json").read_bytes())
+
+
+def test_the_shipped_encoder_gives_what_its_spec_promises():
+    folder, spec = shipped("nano-encoder")
+    assert isinstance(spec, EncoderSpec)
+    session = ort.InferenceSession((folder / spec.graph).read_bytes(), providers=["CPUExecutionProvider"])
+    side = spec.preprocessing.size
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, side, side)).astype(np.float32)
+    for output in spec.outputs:
+        (batch,) = session.run([output.name], {"image": images})
+        assert batch.shape == (2, *output.shape)
+        assert batch.dtype == np.float32
+        assert np.isfinite(batch).all()
+        (single,) = session.run([output.name], {"image": images[1:]})
+        np.testing.assert_allclose(batch[1:], single, atol=1e-4)
+    assert np.allclose(np.linalg.norm(session.run(["patch_features"], {"image": images})[0], axis=-1), 1, atol=1e-4)
+
+
+def test_the_shipped_segmenter_decodes_prompts_of_several_images_at_once():
+    folder, spec = shipped("nano-segmenter")
+    assert isinstance(spec, SegmenterSpec)
+    assert spec.prompt_raster is not None
+    session = ort.InferenceSession((folder / spec.graph).read_bytes(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feed = {
+        "image_embedding": rng.normal(size=(2, *spec.embedding_shape)).astype(np.float32),
+        "image_index": np.array([0, 1, 1], np.int64),
+        "point_coords": rng.uniform(0, spec.input_size, (3, 2, 2)).astype(np.float32),
+        "point_labels": np.array([[2, 3]] * 3, np.float32),
+        "mask_input": np.zeros((3, 1, *spec.low_res_hw), np.float32),
+        "has_mask_input": np.ones(3, np.float32),
+    }
+    logits, scores = session.run(["low_res_logits", "iou_predictions"], feed)
+    assert logits.shape == (3, spec.num_planes, *spec.low_res_hw)
+    assert scores.shape == (3, spec.num_planes)
+    assert np.isfinite(logits).all()
+
+
+def test_the_shipped_pair_fits_together_and_stays_small():
+    (encoder_folder, encoder), (segmenter_folder, segmenter) = shipped("nano-encoder"), shipped("nano-segmenter")
+    embedding = encoder.output("image_embedding")
+    assert embedding.shape == segmenter.embedding_shape
+    assert encoder.preprocessing.size == segmenter.input_size
+    size = sum(len((f / s.graph).read_bytes()) for f, s in ((encoder_folder, encoder), (segmenter_folder, segmenter)))
+    assert size < 30_000_000
+
+
+@pytest.mark.parametrize("artifact", ["nano-encoder", "nano-segmenter"])
+def test_shipped_models_come_with_a_passed_parity_report_and_a_card(artifact):
+    pytest.importorskip("torch", reason="the report's type lives beside the importers")
+    from vplab.training.models.parity import ParityReport
+
+    folder = BUILTIN / artifact
+    report = ParityReport.model_validate_json((folder / "parity.json").read_bytes())
+    assert report.passed
+    assert all(case.passed for case in report.cases)
+    assert "mobilenet" in (folder / "MODEL_CARD.md").read_text().lower()
+
+
+@pytest.mark.slow
+def test_an_export_equals_the_torch_modules_it_came_from(tmp_path):
+    torch = pytest.importorskip("torch", reason="making models needs the training extra")
+    pytest.importorskip("segment_anything", reason="making models needs the training extra")
+    from vplab.training.foundation.export import export, parity, round_to_half
+    from vplab.vision.nano.architecture import NanoSegmenter
+
+    torch.manual_seed(0)
+    model = NanoSegmenter().eval()
+    export(model, tmp_path)
+    for report in parity(round_to_half(model).eval(), tmp_path):
+        assert report.passed
+    with torch.no_grad():
+        model.mask_decoder.iou_token.weight += 1
+    assert not parity(round_to_half(model).eval(), tmp_path)[1].passed
