@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import grpc
 from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
 
 _CALL_LABELS: Final = ("grpc_type", "grpc_service", "grpc_method")
@@ -62,12 +61,12 @@ def precreate_queue(queue: str, priorities: Iterable[str]) -> None:
         QUEUE_CANCELLED.labels(queue, stage)
 
 
-def precreate_call(kind: str, service: str, method: str) -> None:
-    """Make every series of a method exist, for each of the 17 codes."""
+def precreate_call(kind: str, service: str, method: str, codes: Iterable[str]) -> None:
+    """Make every series of a method exist."""
     CALLS_IN_FLIGHT.labels(kind, service, method).set(0)
     CALL_SECONDS.labels(kind, service, method)
-    for code in grpc.StatusCode:
-        CALLS_HANDLED.labels(kind, service, method, code.name)
+    for code in codes:
+        CALLS_HANDLED.labels(kind, service, method, code)
 
 
 @contextmanager
