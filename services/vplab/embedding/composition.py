@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from obstore.store import LocalStore, from_url
+from obstore.store import LocalStore
 
 from vplab.api.embedding.v1 import embedding_service_pb2_grpc as pb_grpc
-from vplab.embedding.backends.obstore_embeddings import ObstoreEmbeddings
+from vplab.embedding.backends.obstore_embeddings import ObstoreEmbeddings, open_bucket
 from vplab.embedding.backends.onnx_encoders import OnnxEncoderLoader
 from vplab.embedding.backends.sql_jobs import SqlJobs
 from vplab.embedding.cache import EmbeddingCache, HostCache
@@ -115,7 +115,7 @@ async def _store(config: EmbeddingConfig, stack: AsyncExitStack, background: _Ba
     if not config.store_bytes:
         return None
     if config.store_url is not None:
-        objects = from_url(config.store_url)
+        objects = open_bucket(config.store_url)
     else:
         objects = LocalStore(config.cache_dir / "embeddings", mkdir=True)
     store = ObstoreEmbeddings(objects, config.store_bytes)

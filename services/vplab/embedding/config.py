@@ -29,9 +29,9 @@ class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
     cache_dir: Path = Field(default_factory=lambda: _home() / "embedding")
     """Folder for what can be had again: downloaded encoders, kept embeddings, and the job database. Unset is
     ``embedding`` below ``VPLAB_HOME``, else below the user's data folder."""
-    store_url: str | None = None
-    """Where embeddings are kept instead of below ``cache_dir``: ``s3://bucket/prefix`` and what else obstore reads; the
-    credentials come from the provider's own variables."""
+    store_url: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None = None
+    """Bucket where embeddings are kept instead of below ``cache_dir``, ``s3://bucket/prefix``; endpoint, region and
+    credentials come from the usual ``AWS_*`` variables."""
     store_bytes: Annotated[int, Field(ge=0)] = 10 * GIB
     """Bound of the kept embeddings; the least recently used go first; 0 keeps none. SAM's is 2 MiB in float16."""
     host_cache_bytes: Annotated[int, Field(ge=0)] = 512 * MIB

@@ -165,10 +165,7 @@ class EmbeddingCore:
         image = await prepared.get()
         item = EncodeItem(encoder, image.inputs[version.spec.preprocessing.digest].tensor)
         outputs = await self._queue.submit(item, priority=urgency.priority, deadline=urgency.deadline)
-        tensors = tuple(
-            NamedTensor(output.name, output.role, _rounded(values, precision, version))
-            for output, values in zip(version.spec.outputs, outputs, strict=True)
-        )
+        tensors = await asyncio.to_thread(_tensors, version, outputs, precision)
         embedding = Embedding(key, version.model, digest, image.image_hw, precision, tensors)
         self._cache.put(embedding)
         return embedding
@@ -201,12 +198,15 @@ async def _all(work: Sequence[Coroutine[Any, Any, Value]]) -> list[Value]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _rounded(values: npt.NDArray[np.float32], precision: Precision, version: EncoderVersion) -> Array:
-    """Return values in the embedding's precision, read-only; what float16 cannot hold becomes its largest number."""
-    if not np.isfinite(values).all():
-        raise Internal(f"{version.model.name} returned values that are not finite")
-    array: Array = values
-    if precision is Precision.FLOAT16:
-        array = np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
-    array.flags.writeable = False
-    return array
+def _tensors(version: EncoderVersion, outputs: EncodedOutputs, precision: Precision) -> tuple[NamedTensor, ...]:
+    """Return outputs in the embedding's precision, read-only; what float16 cannot hold becomes its largest number."""
+    tensors = []
+    for output, values in zip(version.spec.outputs, outputs, strict=True):
+        if not np.isfinite(values).all():
+            raise Internal(f"{version.model.name} returned values that are not finite")
+        array: Array = values
+        if precision is Precision.FLOAT16:
+            array = np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
+        array.flags.writeable = False
+        tensors.append(NamedTensor(output.name, output.role, array))
+    return tuple(tensors)

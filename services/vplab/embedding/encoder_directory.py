@@ -71,12 +71,20 @@ class EncoderDirectory:
                     self._spawn(alias)
 
     async def preload(self, names: Iterable[str]) -> None:
-        """Have encoders ready before they are asked for; what cannot be had now is only logged."""
+        """Have encoders ready before they are asked for, as soon as the registry answers."""
         for name in names:
-            try:
-                await self._pool.get(await self.resolve(name))
-            except VPLabError as error:
-                _log.error("encoder_not_preloaded", name=name, error=error.message)
+            retry_s = _RETRY_S[0]
+            while True:
+                try:
+                    await self._pool.get(await self.resolve(name))
+                except (Unavailable, DeadlineExceeded) as error:
+                    _log.warning("preload_waits", name=name, error=error.message, retry_s=retry_s)
+                    await asyncio.sleep(retry_s)
+                    retry_s = min(retry_s * 2, _RETRY_S[1])
+                    continue
+                except VPLabError as error:
+                    _log.error("encoder_not_preloaded", name=name, error=error.message)
+                break
 
     async def close(self) -> None:
         """End the moves that are under way."""

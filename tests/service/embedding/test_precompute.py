@@ -162,3 +162,15 @@ async def test_an_unknown_job_is_not_found(serving: Serving) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await serving.stub.GetPrecomputeJob(pb.GetPrecomputeJobRequest(name="precomputeJobs/none"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_click_is_answered_while_a_job_runs(serving: Serving, source: FakeModelSource) -> None:
+    digests = [source.add_image(png(i)) for i in range(400)]
+    name = (await serving.stub.PrecomputeEmbeddings(job_over(digests))).job.name
+    while source.num_reads < 3:
+        await asyncio.sleep(0.01)
+    click = pb.EmbedImageRequest(image=vision_pb2.Image(encoded=png(1000)), encoders=ENCODERS)
+    answer = await serving.stub.EmbedImage(click)
+    assert [e.tier for e in answer.embeddings] == [pb.CACHE_TIER_COMPUTED] * 2
+    job = (await serving.stub.GetPrecomputeJob(pb.GetPrecomputeJobRequest(name=name))).job
+    assert job.state == pb.JOB_STATE_RUNNING

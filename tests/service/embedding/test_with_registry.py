@@ -19,6 +19,10 @@ from vplab.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
 NAME = "artifacts/tiny-encoder"
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in folder.iterdir()}
+
+
 @dataclass
 class Site:
     """A registry, its client, and a client of the embedding service."""
@@ -30,7 +34,9 @@ class Site:
     async def publish(self, seed: int) -> str:
         folder = self.folder / f"model-{seed}"
         tiny_models.write_encoder(folder, seed)
-        version = await self.client.registry.publish_folder(folder, "tiny-encoder", "encoder", alias="production")
+        version = await self.client.registry.publish_files(
+            files_of(folder), "tiny-encoder", "encoder", alias="production"
+        )
         return version.name
 
     @asynccontextmanager
@@ -108,7 +114,7 @@ async def test_what_is_no_encoder_is_unsupported(site: Site) -> None:
     async with site.registry.running() as registry:
         folder = site.folder / "segmenter"
         tiny_models.write_segmenter(folder)
-        await site.client.registry.publish_folder(folder, "tiny-segmenter", "segmenter", alias="production")
+        await site.client.registry.publish_files(files_of(folder), "tiny-segmenter", "segmenter", alias="production")
         async with site.embedding(registry.address) as client:
             with pytest.raises(FailedPrecondition) as caught:
                 await version_of(client, "artifacts/tiny-segmenter")

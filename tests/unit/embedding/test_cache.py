@@ -10,15 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from obstore.store import LocalStore
 
-from vplab.embedding.backends.obstore_embeddings import (
-    Damaged,
-    ObstoreEmbeddings,
-    decode_embedding,
-    encode_embedding,
-)
+from fakes.s3_server import running_s3
+from vplab.embedding.backends._embedding_file import Damaged, decode_embedding, encode_embedding
+from vplab.embedding.backends.obstore_embeddings import ObstoreEmbeddings, open_bucket
 from vplab.embedding.cache import EmbeddingCache, HostCache
 from vplab.embedding.values import Embedding, ModelRef, NamedTensor, Precision, Tier
-from vplab.errors import ResourceExhausted
+from vplab.errors import ResourceExhausted, Unavailable
 
 
 def an_embedding(number: int, precision: Precision = Precision.FLOAT32) -> Embedding:
@@ -183,3 +180,38 @@ async def test_a_full_disk_costs_the_embedding_and_not_the_request() -> None:
     assert (await cache.get(an_embedding(1).key)).tier is Tier.HOST
     with pytest.raises(ResourceExhausted):
         await cache.persist(an_embedding(1))
+
+
+async def test_a_bucket_keeps_embeddings_like_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_s3() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        size = len(encode_embedding(an_embedding(1)))
+        for turn in range(2):
+            store = ObstoreEmbeddings(open_bucket(server.url("embeddings")), max_bytes=2 * size)
+            await store.index()
+            if turn == 0:
+                for number in (1, 2, 3):
+                    await store.write(an_embedding(number))
+            kept = {number for number in (1, 2, 3) if await store.read(an_embedding(number).key)}
+            assert kept == {2, 3}
+            store.close()
+
+
+async def test_a_bucket_that_is_away_costs_a_miss_and_is_left_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "us-east-1"}
+    for name, value in (environment | {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}).items():
+        monkeypatch.setenv(name, value)
+    store = ObstoreEmbeddings(open_bucket("s3://absent/embeddings"), max_bytes=1 << 20)
+    assert await store.read(an_embedding(1).key) is None
+    with pytest.raises(Unavailable):
+        await store.write(an_embedding(1))
+
+    def asked_again(*_: object) -> None:
+        raise AssertionError("the bucket was asked again")
+
+    monkeypatch.setattr("obstore.get", asked_again)
+    assert await store.read(an_embedding(1).key) is None
+    store.close()

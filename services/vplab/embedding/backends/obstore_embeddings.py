@@ -1,43 +1,55 @@
-"""Embeddings as safetensors files in a folder or bucket.
+"""Embeddings as files in a folder or objects in a bucket, one for each key.
 
-A file holds the tensors, and as metadata the rest of the embedding and a sha256 over both, verified on every read. Two
-traps of obstore 0.12: its asynchronous listing aborts the interpreter at exit, so the synchronous calls are made from
-threads; and its exceptions differ by cause but share no useful base.
+obstore 0.12's asynchronous listing aborts the interpreter at exit, so its synchronous calls are made from threads.
 """
 
 import asyncio
-import hashlib
-import json
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Final, TypeVar
+from urllib.parse import unquote, urlsplit
 
-import numpy as np
 import obstore
 import structlog
-from obstore.store import LocalStore, ObjectStore
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import LocalStore, ObjectStore, S3Store
 
 from vplab.embedding import metrics
-from vplab.embedding.values import Embedding, ModelRef, NamedTensor, Precision
+from vplab.embedding.backends._embedding_file import Damaged, decode_embedding, encode_embedding
+from vplab.embedding.values import Embedding
 from vplab.errors import ResourceExhausted, Unavailable
-from vplab.vision.specs import canonical_json
 
 _log = structlog.get_logger(__name__)
 
 Value = TypeVar("Value")
 
-_SUFFIX = ".safetensors"
-_DTYPES: dict[str, type[np.float32] | type[np.float16]] = {"F32": np.float32, "F16": np.float16}
+_SUFFIX: Final = ".safetensors"
+# Every request would otherwise wait for a bucket that is away before it computes.
+_PAUSE_S: Final = 10.0
+_FULL: Final = ("No space left", "os error 28", "QuotaExceeded", "InsufficientStorage", "StorageFull")
+_MISSING: Final = (FileNotFoundError, NotFoundError)
 
 
-class Damaged(Exception):
-    """Stored bytes are not what was written."""
+def open_bucket(url: str) -> ObjectStore:
+    """Open ``s3://bucket/prefix`` with endpoint, region and credentials from the standard ``AWS_*`` variables."""
+    where = urlsplit(url)
+    endpoints = (os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"))
+    return S3Store(
+        where.netloc,
+        prefix=unquote(where.path).strip("/") or None,
+        client_options={
+            "allow_http": any(endpoint.startswith("http://") for endpoint in endpoints),
+            "connect_timeout": timedelta(seconds=2),
+            "timeout": timedelta(seconds=10),
+        },
+        retry_config={"max_retries": 1, "retry_timeout": timedelta(seconds=5)},
+    )
 
 
 class ObstoreEmbeddings:
@@ -54,11 +66,14 @@ class ObstoreEmbeddings:
         self._max_bytes = max_bytes
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._num_bytes = 0
+        self._paused_until = 0.0
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="embedding-store")
 
     async def read(self, key: str) -> Embedding | None:
         """Read and verify a file; a damaged one is removed."""
+        if time.monotonic() < self._paused_until:
+            return None
         return await self._in_thread(lambda: self._read(key))
 
     async def contains(self, key: str) -> bool:
@@ -83,11 +98,12 @@ class ObstoreEmbeddings:
     def _read(self, key: str) -> Embedding | None:
         try:
             data = bytes(obstore.get(self._store, _path(key)).bytes())
-        except FileNotFoundError:
+        except _MISSING:
             self._forget(key)
             return None
-        except Exception as error:  # a bucket that is away must cost a computation, not the request
-            _log.warning("embedding_store_unreadable", key=key, error=str(error))
+        except (BaseError, OSError) as error:
+            self._paused_until = time.monotonic() + _PAUSE_S
+            _log.warning("embedding_store_away", error=str(error), pause_s=_PAUSE_S)
             return None
         try:
             embedding = decode_embedding(data)
@@ -107,10 +123,10 @@ class ObstoreEmbeddings:
             return
         try:
             obstore.put(self._store, _path(embedding.key), data)
-        except Exception as error:
-            if "No space left" in str(error) or "os error 28" in str(error):
+        except (BaseError, OSError) as error:
+            if any(text in str(error) for text in _FULL):
                 raise ResourceExhausted("The embedding store is full", reason="STORAGE_FULL") from error
-            raise Unavailable(f"The embedding store cannot be written: {error}") from error
+            raise Unavailable("The embedding store cannot be written") from error
         self._used(embedding.key, len(data))
         self._evict()
 
@@ -121,18 +137,12 @@ class ObstoreEmbeddings:
         found = [
             (meta["last_modified"], meta["path"], meta["size"]) for page in obstore.list(self._store) for meta in page
         ]
+        older = {Path(path).name.removesuffix(_SUFFIX): size for _, path, size in sorted(found)}
         with self._lock:
-            for _, path, size in sorted(found):
-                key = Path(path).name.removesuffix(_SUFFIX)
-                if path == _path(key) and key not in self._sizes:
-                    self._sizes[key] = size
-                    self._sizes.move_to_end(key, last=False)
-                    self._num_bytes += size
-            # Inserted in front one by one, the newest came out first: put the old ones into their order.
-            for _, path, _ in sorted(found, reverse=True):
-                key = Path(path).name.removesuffix(_SUFFIX)
-                if key in self._sizes:
-                    self._sizes.move_to_end(key, last=False)
+            known = dict(self._sizes)  # used since the start, so newer than all that was found
+            older = {key: size for key, size in older.items() if key not in known}
+            self._sizes = OrderedDict(older | known)
+            self._num_bytes = sum(self._sizes.values())
         self._evict()
 
     def _used(self, key: str, num_bytes: int) -> None:
@@ -155,9 +165,9 @@ class ObstoreEmbeddings:
         self._forget(key)
         try:
             obstore.delete(self._store, _path(key))
-        except FileNotFoundError:
+        except _MISSING:
             return
-        except Exception as error:
+        except (BaseError, OSError) as error:
             _log.warning("embedding_not_removed", key=key, error=str(error))
 
     def _evict(self) -> None:
@@ -173,65 +183,6 @@ class ObstoreEmbeddings:
     def _note_size(self) -> None:
         metrics.CACHE_BYTES.labels("durable").set(self._num_bytes)
         metrics.CACHE_ENTRIES.labels("durable").set(len(self._sizes))
-
-
-def encode_embedding(embedding: Embedding) -> bytes:
-    """Return the content of a file."""
-    header = canonical_json(_header(embedding))
-    metadata = {"header": header.decode(), "sha256": _checksum(header, embedding.tensors)}
-    return save({tensor.name: np.ascontiguousarray(tensor.array) for tensor in embedding.tensors}, metadata)
-
-
-def decode_embedding(data: bytes) -> Embedding:
-    """Read the content of a file. Raises Damaged for anything that encode_embedding did not write."""
-    try:
-        metadata = _metadata(data)
-        header = json.loads(metadata["header"])
-        stored = dict(deserialize(data))
-        tensors = tuple(_tensor(name, role, stored[name]) for name, role in header["tensors"])
-        if _checksum(metadata["header"].encode(), tensors) != metadata["sha256"]:
-            raise Damaged("its checksum does not fit")
-        return Embedding(
-            key=header["key"],
-            encoder=ModelRef(**header["encoder"]),
-            image_digest=header["image_digest"],
-            image_hw=(header["image_hw"][0], header["image_hw"][1]),
-            precision=Precision(header["precision"]),
-            tensors=tensors,
-        )
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise Damaged(f"it cannot be read: {error}") from error
-
-
-def _header(embedding: Embedding) -> dict[str, Any]:
-    return {
-        "key": embedding.key,
-        "encoder": {"name": embedding.encoder.name, "digest": embedding.encoder.digest},
-        "image_digest": embedding.image_digest,
-        "image_hw": list(embedding.image_hw),
-        "precision": embedding.precision,
-        "tensors": [[tensor.name, tensor.role] for tensor in embedding.tensors],
-    }
-
-
-def _checksum(header: bytes, tensors: tuple[NamedTensor, ...]) -> str:
-    digest = hashlib.sha256(header)
-    for tensor in tensors:
-        digest.update(f":{tensor.array.dtype.name}{list(tensor.array.shape)}:".encode())
-        digest.update(np.ascontiguousarray(tensor.array).data)
-    return digest.hexdigest()
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """Return a safetensors file's own metadata: JSON after an eight-byte little-endian length."""
-    size = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
-    return found
-
-
-def _tensor(name: str, role: Any, stored: dict[str, Any]) -> NamedTensor:
-    array = np.frombuffer(bytes(stored["data"]), dtype=_DTYPES[stored["dtype"]]).reshape(stored["shape"])
-    return NamedTensor(name, role, array)
 
 
 def _path(key: str) -> str:
