@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vplab.client import AsyncClient
-from vplab.client.registry import blobs
+from vplab.client.registry import blobs, publishing
 from vplab.client.registry.values import BlobFile, Lineage, Manifest
 from vplab.errors import Aborted, DataLoss, FailedPrecondition, InvalidInput, NotFound, ResourceExhausted
 
@@ -147,16 +147,19 @@ async def test_a_folder_becomes_a_version_with_its_spec(client: AsyncClient, tmp
     (folder / "sub").mkdir(parents=True)
     (folder / "model.json").write_text('{"kind": "encoder", "size": 5}')
     (folder / "sub" / "weights.onnx").write_bytes(b"weights")
-    version = await client.registry.publish_folder(folder, "made", "encoder", licence="MIT", alias="production")
+    files = publishing.files_of_folder(folder)
+    version = await client.registry.publish_files(files, "made", "encoder", licence="MIT", alias="production")
     assert [f.path for f in version.manifest.files] == ["model.json", "sub/weights.onnx"]
     assert version.manifest.spec == {"kind": "encoder", "size": 5}
     assert (await client.registry.get_version("artifacts/made")).digest == version.digest
-    again = await client.registry.publish_folder(folder, "made", "encoder", licence="MIT")
+    again = await client.registry.publish_files(files, "made", "encoder", licence="MIT")
     assert again.name == version.name
     with pytest.raises(FailedPrecondition, match="encoder versions"):
-        await client.registry.publish_folder(folder, "made", "adapter")
+        await client.registry.publish_files(files, "made", "adapter")
     with pytest.raises(InvalidInput, match="no folder"):
-        await client.registry.publish_folder(tmp_path / "absent", "made", "encoder")
+        publishing.files_of_folder(tmp_path / "absent")
+    with pytest.raises(InvalidInput, match="at least one file"):
+        await client.registry.publish_files({}, "made", "encoder")
 
 
 async def test_leases_are_made_renewed_and_ended(client: AsyncClient) -> None:

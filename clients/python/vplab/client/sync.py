@@ -119,7 +119,7 @@ class Registry(_Area[AsyncRegistry]):
     download_file = _call(AsyncRegistry.download_file)
     read_blob = _call(AsyncRegistry.read_blob)
     publish_version = _call(AsyncRegistry.publish_version)
-    publish_folder = _call(AsyncRegistry.publish_folder)
+    publish_files = _call(AsyncRegistry.publish_files)
     get_version = _call(AsyncRegistry.get_version)
     list_versions = _stream(AsyncRegistry.list_versions)
     set_alias = _call(AsyncRegistry.set_alias)

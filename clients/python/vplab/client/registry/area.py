@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -195,9 +194,9 @@ class AsyncRegistry:
             default_s=_PUBLISH_S,
         )
 
-    async def publish_folder(
+    async def publish_files(
         self,
-        folder: str | PathLike[str],
+        files: Mapping[str, str | PathLike[str]],
         artifact_id: str,
         kind: ArtifactKind,
         *,
@@ -205,18 +204,28 @@ class AsyncRegistry:
         metrics: Mapping[str, float] | None = None,
         licence: str = "",
         description: str = "",
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
         alias: str | None = None,
         reason: str = "",
     ) -> Version:
-        """Upload every file of a folder, publish them as a version, and point ``alias`` at it if one is given.
+        """Upload files (path in the version to path on disk), publish them, and move ``alias`` there if one is given.
 
-        The artifact is created if it does not exist; ``model.json``, where there is one, becomes the manifest's spec.
-        Raises InvalidInput for a folder that is empty or cannot be read, FailedPrecondition for another kind.
+        The artifact is created if it does not exist, with that display name and labels; ``model.json``, where there is
+        one, becomes the manifest's spec. Raises InvalidInput for no files or one that cannot be read,
+        FailedPrecondition when the artifact is of another kind.
         """
-        manifest = Manifest((), tuple(lineage), metrics or {}, licence, description=description)
-        files, spec = await publishing.upload_folder(self, Path(folder))
-        await publishing.ensure_artifact(self, artifact_id, kind)
-        version = await self.publish_version(f"artifacts/{artifact_id}", replace(manifest, files=files, spec=spec))
+        uploaded = await publishing.upload_files(self, {path: Path(source) for path, source in files.items()})
+        await publishing.ensure_artifact(self, artifact_id, kind, display_name, labels or {})
+        manifest = Manifest(
+            files=uploaded,
+            lineage=tuple(lineage),
+            metrics=metrics or {},
+            licence=licence,
+            spec=publishing.read_spec(files),
+            description=description,
+        )
+        version = await self.publish_version(f"artifacts/{artifact_id}", manifest)
         if alias:
             await self.set_alias(f"artifacts/{artifact_id}/aliases/{alias}", version.name, etag="*", reason=reason)
         return version

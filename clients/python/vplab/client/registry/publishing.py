@@ -1,8 +1,9 @@
-"""From a folder of files to a published version."""
+"""From files to a published version."""
 
 import json
 import mimetypes
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,37 +17,44 @@ SPEC_FILE = "model.json"
 _MEDIA_TYPES = {".onnx": "application/onnx", ".safetensors": "application/x-safetensors", ".md": "text/markdown"}
 
 
-async def upload_folder(registry: "AsyncRegistry", folder: Path) -> tuple[tuple[BlobFile, ...], Mapping[str, Any]]:
-    """Upload every file below a folder; return the files in the order of their paths, and the spec if there is one."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+def files_of_folder(folder: str | PathLike[str]) -> dict[str, Path]:
+    """Return every file below a folder by its path in the version. Raises InvalidInput for a folder without files."""
+    root = Path(folder)
+    paths = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
     if not paths:
         raise InvalidInput(f"{folder} is no folder with files", field="folder")
-    files = []
-    for path in paths:
-        name = path.relative_to(folder).as_posix()
-        files.append(await registry.upload_file(path, as_path=name, media_type=media_type(name)))
-    return tuple(files), _read_spec(folder / SPEC_FILE)
+    return {path.relative_to(root).as_posix(): path for path in paths}
 
 
-async def ensure_artifact(registry: "AsyncRegistry", artifact_id: str, kind: ArtifactKind) -> None:
+async def upload_files(registry: "AsyncRegistry", files: Mapping[str, Path]) -> tuple[BlobFile, ...]:
+    """Upload files and return what a manifest says about them, in the order of their paths."""
+    if not files:
+        raise InvalidInput("a version has at least one file", field="files")
+    return tuple(
+        [
+            await registry.upload_file(path, as_path=name, media_type=media_type(name))
+            for name, path in sorted(files.items())
+        ]
+    )
+
+
+async def ensure_artifact(
+    registry: "AsyncRegistry", artifact_id: str, kind: ArtifactKind, display_name: str, labels: Mapping[str, str]
+) -> None:
     """Create an artifact unless it exists. Raises FailedPrecondition if it exists as another kind."""
     try:
-        await registry.create_artifact(artifact_id, kind)
+        await registry.create_artifact(artifact_id, kind, display_name=display_name, labels=labels)
     except AlreadyExists:
         found = await registry.get_artifact(f"artifacts/{artifact_id}")
         if found.kind != kind:
             raise FailedPrecondition(f"{found.name} holds {found.kind} versions, not {kind}") from None
 
 
-def media_type(path: str) -> str:
-    """Return the media type of a file by its name; empty when it says nothing."""
-    suffix = Path(path).suffix.lower()
-    return _MEDIA_TYPES.get(suffix) or mimetypes.guess_type(path)[0] or ""
-
-
-def _read_spec(path: Path) -> Mapping[str, Any]:
-    if not path.exists():
+def read_spec(files: Mapping[str, str | PathLike[str]]) -> Mapping[str, Any]:
+    """Return the content of ``model.json``, empty where there is none. Raises InvalidInput when it is no object."""
+    if SPEC_FILE not in files:
         return {}
+    path = Path(files[SPEC_FILE])
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -54,3 +62,9 @@ def _read_spec(path: Path) -> Mapping[str, Any]:
     if not isinstance(spec, dict):
         raise InvalidInput(f"{path} is not a JSON object", field=SPEC_FILE)
     return spec
+
+
+def media_type(path: str) -> str:
+    """Return the media type of a file by its name; empty when it says nothing."""
+    suffix = Path(path).suffix.lower()
+    return _MEDIA_TYPES.get(suffix) or mimetypes.guess_type(path)[0] or ""

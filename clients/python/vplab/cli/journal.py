@@ -1,0 +1,132 @@
+"""What a run over a folder has done so far: appended line by line, so that a kill loses at most the image in hand."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vplab.errors import FailedPrecondition
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """What was found of one class in one image."""
+
+    class_id: int
+    display_name: str
+    present: bool
+    score: float
+    presence_score: float
+    area_px: int
+    num_instances: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that was tried."""
+
+    image: str
+    """Path below the input folder, with forward slashes."""
+    size_bytes: int
+    modified_ns: int
+    """With the size, tells whether the file is still the one that was segmented."""
+    name: str = ""
+    """Name of the result: ``masks/{name}.png``."""
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
+    classes: tuple[ClassFigures, ...] = ()
+    error: str = ""
+    """Why it failed; empty when it did not."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a mask."""
+        return not self.error
+
+
+@dataclass
+class Journal:
+    """The entries of one output folder. Everything in it was made with the same ``settings``."""
+
+    path: Path
+    settings: dict[str, Any]
+    entries: dict[str, Entry] = field(default_factory=dict)
+    _file: Any = None
+
+    @staticmethod
+    def open(path: Path, settings: dict[str, Any]) -> "Journal":
+        """Open or begin a journal for appending.
+
+        A last line that a kill cut short is dropped. Raises FailedPrecondition if the folder was filled with other
+        settings: results of two prompt sets must not be mixed.
+        """
+        settings = json.loads(json.dumps(settings))
+        journal = Journal(path, settings)
+        lines = journal._read()
+        if lines and lines[0] != {"settings": settings}:
+            changed = _differences(lines[0].get("settings", {}), settings)
+            message = f"{path.parent} holds results of another run ({changed}); choose another --out or add --restart"
+            raise FailedPrecondition(message)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        journal._file = path.open("a", encoding="utf-8")
+        if not lines:
+            journal._append({"settings": settings})
+        for line in lines[1:]:
+            journal._take(line)
+        return journal
+
+    def add(self, entry: Entry) -> None:
+        """Record an image; once this returns it survives a kill."""
+        self.entries[entry.image] = entry
+        self._append(asdict(entry))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Journal":
+        """Return the journal."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def _append(self, content: dict[str, Any]) -> None:
+        self._file.write(json.dumps(content) + "\n")
+        self._file.flush()
+
+    def _take(self, line: dict[str, Any]) -> None:
+        try:
+            classes = tuple(ClassFigures(**figures) for figures in line.pop("classes"))
+            entry = Entry(**line, classes=classes)
+        except (TypeError, KeyError):
+            return
+        self.entries[entry.image] = entry
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        lines = []
+        for line in whole.splitlines():
+            try:
+                content = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(content, dict):
+                lines.append(content)
+        return lines
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in changed) or "unreadable journal"
