@@ -24,7 +24,7 @@ from vplab.embedding.ports import ModelSource
 from vplab.embedding.preparation import ImagePreparation
 from vplab.embedding.servicer import EmbeddingServicer
 from vplab.runtime.onnx_session import OnnxSettings
-from vplab.runtime.server import Registration
+from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
 from vplab.vision.images import ImageLimits
 
@@ -50,8 +50,14 @@ class EmbeddingService:
 
 @asynccontextmanager
 async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncIterator[EmbeddingService]:
-    """Open the stores, start the device's queue and the background work; close them in the reverse order."""
-    await asyncio.to_thread(config.cache_dir.mkdir, parents=True, exist_ok=True)
+    """Open the stores, start the device's queue and the background work; close them in the reverse order.
+
+    Raises StartError if the cache folder cannot be used.
+    """
+    try:
+        await asyncio.to_thread(config.cache_dir.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"cannot use {config.cache_dir}: {error.strerror or error}") from error
     async with AsyncExitStack() as stack:
         background = _Background()
         pool = EncoderPool(source, OnnxEncoderLoader(_onnx(config)), config.max_encoders, config.max_encoder_bytes)

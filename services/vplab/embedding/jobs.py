@@ -101,33 +101,41 @@ class PrecomputeJobs:
         """Work on jobs, oldest first, for ever."""
         while True:
             self._created.clear()
-            job = await self._store.next_unfinished()
+            job = await self._patiently(self._store.next_unfinished)
             if job is None:
                 await self._created.wait()
-                continue
-            task = asyncio.create_task(self._run_job(job))
-            self._running = (job.job_id, task)
-            try:
-                await asyncio.wait({task})
-            finally:
-                self._running = None
-                task.cancel()
-            if not task.cancelled() and task.exception() is not None:
-                _log.error("precompute_job_failed", job=job.job_id, exc_info=task.exception())
-                await self._store.finish(job.job_id, JobState.FAILED, _message(task.exception()))
+            else:
+                await self._run_to_its_end(job)
+
+    async def _run_to_its_end(self, job: Job) -> None:
+        task = asyncio.create_task(self._run_job(job))
+        self._running = (job.job_id, task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            self._running = None
+            task.cancel()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("precompute_job_failed", job=job.job_id, exc_info=error)
+            await self._patiently(lambda: self._store.finish(job.job_id, JobState.FAILED, _message(error)))
 
     async def _run_job(self, job: Job) -> None:
         encoders = await self._patiently(lambda: self._core.resolve([model.name for model in job.encoders]))
         _check_digests(job.encoders, encoders)
-        while images := await self._store.pending_images(job.job_id, 16 * self._num_at_once):
+        limit = 16 * self._num_at_once
+        while images := await self._patiently(lambda: self._store.pending_images(job.job_id, limit)):
             slots = asyncio.Semaphore(self._num_at_once)
             outcomes = await asyncio.gather(*(self._try(image, encoders, job, slots) for image in images))
-            failed = [outcome for outcome in outcomes if isinstance(outcome, ImageFailure)]
-            await self._store.record(job.job_id, [o for o in outcomes if isinstance(o, str)], failed)
-            metrics.JOB_IMAGES.labels("done").inc(len(outcomes) - len(failed))
-            metrics.JOB_IMAGES.labels("failed").inc(len(failed))
-        ended = await self._store.finish(job.job_id, JobState.SUCCEEDED)
+            await self._record(job.job_id, outcomes)
+        ended = await self._patiently(lambda: self._store.finish(job.job_id, JobState.SUCCEEDED))
         _log.info("precompute_job_ended", job=job.job_id, num_done=ended.num_done, num_failed=ended.num_failed)
+
+    async def _record(self, job_id: str, outcomes: Sequence[str | ImageFailure]) -> None:
+        done = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        failed = [outcome for outcome in outcomes if isinstance(outcome, ImageFailure)]
+        await self._patiently(lambda: self._store.record(job_id, done, failed))
+        metrics.JOB_IMAGES.labels("done").inc(len(done))
+        metrics.JOB_IMAGES.labels("failed").inc(len(failed))
 
     async def _try(
         self, image: str, encoders: Sequence[EncoderVersion], job: Job, slots: asyncio.Semaphore

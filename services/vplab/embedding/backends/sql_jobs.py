@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy import event
 
 from vplab.embedding.values import (
@@ -25,9 +26,11 @@ from vplab.embedding.values import (
     ModelRef,
     Precision,
 )
-from vplab.errors import AlreadyExists, NotFound
+from vplab.errors import AlreadyExists, NotFound, Unavailable
 
 Value = TypeVar("Value")
+
+_log = structlog.get_logger(__name__)
 
 _MAX_FAILURES = 100
 _MAX_ENDED_JOBS = 1000
@@ -151,8 +154,12 @@ class SqlJobs:
 
     async def _transaction(self, work: Callable[[sa.Connection], Value]) -> Value:
         def run() -> Value:
-            with self._engine.begin() as connection:
-                return work(connection)
+            try:
+                with self._engine.begin() as connection:
+                    return work(connection)
+            except sa.exc.OperationalError as error:  # locked, full, gone: nothing about the request is wrong
+                _log.error("job_database_unusable", error=str(error.orig))
+                raise Unavailable("The job database cannot be used now") from error
 
         return await self._in_thread(run)
 

@@ -110,8 +110,8 @@ class EmbeddingServiceServicer:
 
     def EmbedImages(self, request_iterator, context):
         """EmbedImages embeds a stream of images and answers each as it is done, in any order. An image at fault gets an error
-        in its own answer and the stream goes on. At most 64 answers are outstanding; the server reads no further request
-        until one is taken. Reasons: INVALID_FIELD for a stream that breaks the rules.
+        in its own answer and the stream goes on; calls of EmbedImage go first. At most 64 answers are outstanding; the
+        server reads no further request until one is taken. Reasons: INVALID_FIELD for a stream that breaks the rules.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
