@@ -45,7 +45,7 @@ def dino_encoder(
         raise InvalidInput(f"{architecture} is not a DINOv2 or DINOv3 model of timm", field="architecture")
     patch_size = shape_of(state, "patch_embed.proj.weight")[-1]
     native_size = _native_input_size(state, patch_size)
-    size = input_size or native_size or DINOV3_INPUT_SIZE
+    size = input_size if input_size is not None else native_size or DINOV3_INPUT_SIZE
     if size % patch_size or size < patch_size:
         raise InvalidInput(f"input size {size} is not a multiple of the patch, {patch_size} pixels", field="input_size")
 
