@@ -18,6 +18,7 @@ from vplab.errors import (
     DataLoss,
     DeadlineExceeded,
     Internal,
+    ResourceExhausted,
     Unavailable,
     Unimplemented,
     Unknown,
@@ -70,6 +71,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self,
         *,
         max_send_bytes: int,
+        max_calls_in_flight: int | None = None,
         default_deadline_s: float | None = None,
         authenticate: Authenticator | None = None,
         tracer: Tracer | None = None,
@@ -77,6 +79,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> None:
         self.is_ready = True
         self._max_send_bytes = max_send_bytes
+        self._max_calls_in_flight = max_calls_in_flight
         self._default_deadline_s = default_deadline_s
         self._authenticate = authenticate
         self._tracer = tracer or NoTracer()
@@ -172,6 +175,8 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._authenticate(metadata)
         if not self.is_ready and service not in self._own_services and call.method is not UNKNOWN:
             raise Unavailable("the service is starting", metadata={"service": service}, retry_after_s=1.0)
+        if self._is_full() and service not in self._own_services:
+            raise ResourceExhausted(f"the server has {self._max_calls_in_flight} calls in flight", retry_after_s=0.5)
         if remaining_s is not None and remaining_s <= 0:
             raise DeadlineExceeded("the deadline passed before any work began")
         # gRPC itself ends a call at the caller's deadline; only the one we gave is ours to watch.
@@ -184,6 +189,12 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 raise
             message = f"the call had no deadline and took longer than the default of {own_limit_s} s"
             raise DeadlineExceeded(message) from error
+
+    def _is_full(self) -> bool:
+        limit = self._max_calls_in_flight
+        if limit is None or len(self._calls) <= limit:
+            return False
+        return sum(call.method.service not in self._own_services for call in self._calls) > limit
 
     def _remaining_s(self, method: Method, context: Any) -> float | None:
         remaining_s: float | None = context.time_remaining()

@@ -51,7 +51,7 @@ SERVER_INFO: Final = Info("vplab_server", "What this process is.")
 def precreate_queue(queue: str, priorities: Iterable[str]) -> None:
     """Make every series of a queue exist."""
     for priority in priorities:
-        QUEUE_DEPTH.labels(queue, priority).set(0)
+        QUEUE_DEPTH.labels(queue, priority)
         QUEUE_WAIT_SECONDS.labels(queue, priority)
         for cause in REFUSAL_CAUSES:
             QUEUE_REFUSED.labels(queue, priority, cause)
@@ -63,7 +63,7 @@ def precreate_queue(queue: str, priorities: Iterable[str]) -> None:
 
 def precreate_call(kind: str, service: str, method: str, codes: Iterable[str]) -> None:
     """Make every series of a method exist."""
-    CALLS_IN_FLIGHT.labels(kind, service, method).set(0)
+    CALLS_IN_FLIGHT.labels(kind, service, method)
     CALL_SECONDS.labels(kind, service, method)
     for code in codes:
         CALLS_HANDLED.labels(kind, service, method, code)

@@ -120,6 +120,7 @@ async def running_server(
     tracer, close_tracer = open_tracer(settings, service, software())
     frame = CallFrame(
         max_send_bytes=settings.max_send_bytes,
+        max_calls_in_flight=settings.max_calls_in_flight,
         default_deadline_s=settings.default_deadline_s,
         authenticate=authenticator(settings),
         tracer=tracer,

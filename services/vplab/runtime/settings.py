@@ -67,6 +67,9 @@ class ServerSettings(BaseSettings):
     """Largest response message."""
     max_concurrent_streams: Annotated[int, Field(ge=1)] = 1024
     """Calls at a time on one connection; further ones wait in the client."""
+    max_calls_in_flight: Annotated[int, Field(ge=1)] = 512
+    """Calls at a time on the whole server, streams included; further ones are refused (RESOURCE_EXHAUSTED). It
+    bounds the memory that requests hold; health is not counted."""
     default_deadline_s: Seconds | None = 60.0
     """Deadline of unary calls that come without one; ``none`` for no default. Streams have none but the client's."""
 

@@ -5,10 +5,13 @@ import io
 import json
 import logging
 import time
+from collections.abc import Callable
 
 import grpc
+import httpx
 import pytest
 import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import REGISTRY as SERIES
 from structlog.testing import capture_logs
 
@@ -41,6 +44,13 @@ def raising(error: BaseException):
         raise error
 
     return behave
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what the server does after its answer is on the way."""
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.005)
 
 
 def handled(kind: str, code: str) -> float:
@@ -153,8 +163,7 @@ async def test_a_handler_is_cancelled_at_the_callers_deadline(channel, script, k
     before = handled(kind, "DEADLINE_EXCEEDED")
     assert type(await failure(begin(kind, channel, timeout=0.2))) is errors.DeadlineExceeded
     await asyncio.wait_for(cancelled.wait(), 5)
-    await asyncio.sleep(0.05)
-    assert handled(kind, "DEADLINE_EXCEEDED") == before + 1
+    await until(lambda: handled(kind, "DEADLINE_EXCEEDED") == before + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,8 +186,7 @@ async def test_a_cancelled_call_cancels_its_handler(channel, script, kind):
     call.cancel()
     await asyncio.wait({waiting})
     await asyncio.wait_for(cancelled.wait(), 5)
-    await asyncio.sleep(0.05)
-    assert handled(kind, "CANCELLED") == before + 1
+    await until(lambda: handled(kind, "CANCELLED") == before + 1)
 
 
 async def test_a_unary_call_without_a_deadline_gets_the_default_one(script):
@@ -262,12 +270,69 @@ async def test_every_call_leaves_one_access_line_and_one_count(channel, script, 
     before = handled(kind, "NOT_FOUND")
     with capture_logs() as lines:
         await failure(begin(kind, channel))
+        await until(lambda: handled(kind, "NOT_FOUND") > before)
     (line,) = [line for line in lines if line["event"] == "call"]
     assert (line["service_name"], line["method"]) == METHODS[kind]
     assert line["code"] == "NOT_FOUND"
     assert line["seconds"] > 0
     assert line["peer"].startswith("ipv4:127.0.0.1:")
     assert handled(kind, "NOT_FOUND") == before + 1
+
+
+async def test_more_calls_than_the_server_takes_are_refused_and_health_is_not(script):
+    go = asyncio.Event()
+    script.behave = go.wait
+    async with open_channel(script.registrations, max_calls_in_flight=2) as channel:
+        held = [asyncio.create_task(finish(begin(kind, channel))) for kind in ("unary", "server_stream")]
+        await asyncio.sleep(0.2)
+        error = await failure(begin("unary", channel))
+        assert (type(error), error.reason, error.retry_after_s) == (errors.ResourceExhausted, "OVERLOADED", 0.5)
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        go.set()
+        await asyncio.gather(*held)
+        await finish(begin("unary", channel))
+
+
+async def test_a_client_that_pings_too_often_is_disconnected(script):
+    script.behave = lambda: asyncio.sleep(60)
+    options = [("grpc.keepalive_time_ms", 100), ("grpc.http2.max_pings_without_data", 0)]
+    settings = ServerSettings(min_client_ping_interval_s=300)
+    async with (
+        running_server(script.registrations, settings) as server,
+        grpc.aio.insecure_channel(server.address, options) as channel,
+    ):
+        error = await failure(begin("unary", channel))
+        assert (type(error), "many pings" in error.message.replace("_", " ")) == (errors.Unavailable, True)
+
+
+async def test_a_client_that_pings_as_often_as_allowed_stays_connected(script):
+    script.behave = lambda: asyncio.sleep(1)
+    options = [("grpc.keepalive_time_ms", 100), ("grpc.http2.max_pings_without_data", 0)]
+    settings = ServerSettings(min_client_ping_interval_s=0.01)
+    async with (
+        running_server(script.registrations, settings) as server,
+        grpc.aio.insecure_channel(server.address, options) as channel,
+    ):
+        await finish(begin("unary", channel))
+
+
+async def test_prometheus_reads_the_series_from_their_own_port(script):
+    async with (
+        running_server(script.registrations, ServerSettings(metrics_port=0), service="loom") as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        await finish(begin("unary", channel))
+        async with httpx.AsyncClient() as client:
+            text = (await client.get(f"http://127.0.0.1:{server.metrics_port}/metrics")).text
+    assert 'grpc_server_handled_total{grpc_code="OK",grpc_method="QueryUpload"' in text
+    assert 'grpc_server_handling_seconds_bucket{grpc_method="QueryUpload"' in text
+    assert 'vplab_server_info{instance="' in text
+
+
+async def test_no_metrics_port_is_opened_unless_asked_for(script):
+    async with running_server(script.registrations, ServerSettings()) as server:
+        assert server.metrics_port is None
 
 
 async def test_in_flight_goes_up_and_down(channel, script):
@@ -289,7 +354,7 @@ async def test_in_flight_goes_up_and_down(channel, script):
     assert in_flight() == before + 1
     go.set()
     await task
-    assert in_flight() == before
+    await until(lambda: in_flight() == before)
 
 
 async def test_series_exist_for_every_method_and_code_before_the_first_call(channel):
@@ -327,7 +392,7 @@ async def test_a_handlers_own_abort_is_left_alone(kind):
         before = handled(kind, "FAILED_PRECONDITION")
         error = await failure(begin(kind, channel))
         assert (type(error), error.message) == (errors.FailedPrecondition, "by hand")
-        assert handled(kind, "FAILED_PRECONDITION") == before + 1
+        await until(lambda: handled(kind, "FAILED_PRECONDITION") == before + 1)
 
 
 async def test_a_slow_reader_holds_up_only_its_own_stream(channel, script):
