@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from vplab.runtime.onnx_session import OnnxSettings, create_session
 from vplab.vision.masks import upsample_logits
 from vplab.vision.preprocessing import FrameTransform, preprocess
 from vplab.vision.prompts import ObjectPrompt, prompt_tokens
@@ -64,9 +65,6 @@ class GraphPredictor:
         return Prediction(upsample_logits(chosen, transform), ious[0, planes], chosen)
 
 
-def open_session(path: Path, num_threads: int = 2) -> onnxruntime.InferenceSession:
-    """Open a graph on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.enable_cpu_mem_arena = False
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def open_session(path: Path, num_threads: int = 2) -> Any:
+    """Open a graph as the services do, on the CPU."""
+    return create_session(path, OnnxSettings(providers=("cpu",), intra_op_threads=num_threads))

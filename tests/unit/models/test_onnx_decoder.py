@@ -1,6 +1,7 @@
 """The decoder graph on any number of images, prompts and tokens, against segment-anything's own modules."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,11 @@ def graph(modules: tuple[PromptEncoder, MaskDecoder], tmp_path_factory: pytest.T
     path = tmp_path_factory.mktemp("graph") / "decoder.onnx"
     decoder_to_onnx(*modules).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def session(graph: Path) -> Any:
+    return open_session(graph)
 
 
 def make_inputs(num_images: int, num_prompts: int, num_points: int, has_mask: bool) -> dict[str, NDArray[np.generic]]:
@@ -90,14 +96,14 @@ def predictor_answer(
 @pytest.mark.parametrize("num_images", [1, 3])
 def test_each_prompt_of_a_batch_is_answered_as_it_would_be_alone(
     modules: tuple[PromptEncoder, MaskDecoder],
-    graph: Path,
+    session: Any,
     num_images: int,
     num_prompts: int,
     num_points: int,
     has_mask: bool,
 ) -> None:
     inputs = make_inputs(num_images, num_prompts, num_points, has_mask)
-    logits, ious = open_session(graph).run(list(OUTPUT_NAMES), inputs)
+    logits, ious = session.run(list(OUTPUT_NAMES), inputs)
     assert logits.shape == (num_prompts, 4, 4 * GRID, 4 * GRID)
     for prompt in range(num_prompts):
         expected, expected_ious = predictor_answer(modules, inputs, prompt)
@@ -105,19 +111,18 @@ def test_each_prompt_of_a_batch_is_answered_as_it_would_be_alone(
         np.testing.assert_allclose(ious[prompt], expected_ious, atol=1e-4)
 
 
-def test_prompts_with_and_without_mask_share_a_call(modules: tuple[PromptEncoder, MaskDecoder], graph: Path) -> None:
+def test_prompts_with_and_without_mask_share_a_call(modules: tuple[PromptEncoder, MaskDecoder], session: Any) -> None:
     inputs = make_inputs(2, 4, 2, True)
     inputs["has_mask_input"] = np.array([1, 0, 0, 1], np.float32)
     # What stands in the place of an absent mask must not matter, were it not even a number.
     inputs["mask_input"][1] = np.nan
-    logits, _ = open_session(graph).run(list(OUTPUT_NAMES), inputs)
+    logits, _ = session.run(list(OUTPUT_NAMES), inputs)
     for prompt in range(4):
         np.testing.assert_allclose(logits[prompt], predictor_answer(modules, inputs, prompt)[0], atol=1e-4)
 
 
-def test_the_image_index_decides_which_image_is_segmented(graph: Path) -> None:
+def test_the_image_index_decides_which_image_is_segmented(session: Any) -> None:
     inputs = make_inputs(3, 5, 2, False)
-    session = open_session(graph)
     mixed, _ = session.run(list(OUTPUT_NAMES), inputs)
     for image in range(3):
         alone = inputs | {"image_index": np.full(5, 0), "image_embedding": inputs["image_embedding"][image : image + 1]}
@@ -127,8 +132,7 @@ def test_the_image_index_decides_which_image_is_segmented(graph: Path) -> None:
         assert np.abs(mixed[~chosen] - one[~chosen]).max() > 0.1
 
 
-def test_graph_names_and_types_are_the_documented_ones(graph: Path) -> None:
-    session = open_session(graph)
+def test_graph_names_and_types_are_the_documented_ones(session: Any) -> None:
     assert [i.name for i in session.get_inputs()] == list(INPUT_NAMES)
     assert {i.name: i.type for i in session.get_inputs()}["image_index"] == "tensor(int64)"
     assert {i.type for i in session.get_inputs() if i.name != "image_index"} == {"tensor(float)"}

@@ -7,13 +7,14 @@ not the module that was exported.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vplab.runtime.onnx_session import OnnxSettings, create_session
 from vplab.training.models.parity import (
     EMBEDDING_TOLERANCE,
     END_TO_END_LOGIT_TOLERANCE,
@@ -31,6 +32,7 @@ from vplab.vision.sam.onnx_encoder import INPUT_NAME
 from vplab.vision.specs import EncoderSpec, SegmenterSpec
 
 PROVIDERS = ("CPUExecutionProvider",)
+"""Both sides run on the CPU, where a difference is the graph's and not the device's."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,9 @@ class EncodedImages:
     """(B, ...) float32 of ONNX Runtime."""
 
 
-def open_graph(path: Path) -> onnxruntime.InferenceSession:
-    """Open a graph on the CPU, without the memory arena, which would keep the peak of the largest batch."""
-    options = onnxruntime.SessionOptions()
-    options.enable_cpu_mem_arena = False
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=list(PROVIDERS))
+def open_graph(path: Path) -> Any:
+    """Open a graph as the services do, on PROVIDERS."""
+    return create_session(path, OnnxSettings(providers=("cpu",), intra_op_threads=torch.get_num_threads()))
 
 
 def make_picture(size_hw: tuple[int, int], seed: int) -> NDArray[np.uint8]:
