@@ -132,7 +132,7 @@ class DeviceQueue(Generic[Item, Result]):
         finally:
             self._withdraw(entry)
 
-    async def close(self, grace_s: float | None = None) -> None:
+    async def close(self, grace_s: float | None = 5.0) -> None:
         """Refuse new items, finish the waiting ones within ``grace_s`` (None: however long), fail the rest."""
         with self._changed:
             self._is_closing = True

@@ -1,6 +1,7 @@
 """Spans of all four kinds of call, checked with OpenTelemetry's in-memory exporter."""
 
 import builtins
+from contextlib import suppress
 
 import pytest
 
@@ -16,6 +17,7 @@ from opentelemetry.trace import StatusCode as SpanStatus
 
 from fakes.four_kinds import KINDS, METHODS, FourKinds, begin, failure, finish
 from vplab import errors
+from vplab.client import AsyncClient
 from vplab.runtime import server, tracing
 from vplab.runtime.server import running_server
 from vplab.runtime.settings import ServerSettings, SettingsError
@@ -88,6 +90,27 @@ async def test_the_handler_runs_inside_the_span(spans, kind):
         await finish(begin(kind, channel))
     (span,) = spans.get_finished_spans()
     assert seen == {span.context.span_id}
+
+
+async def test_a_call_made_by_a_handler_is_part_of_the_same_trace(spans):
+    async with (
+        running_server(FourKinds().registrations, ServerSettings()) as behind,
+        AsyncClient(registry=behind.address) as client,
+    ):
+
+        async def behave() -> None:
+            with suppress(errors.VPLabError):  # the answer is none the client can use
+                await client.registry.get_version("artifacts/a/versions/1")
+
+        async with (
+            running_server(FourKinds(behave).registrations, ServerSettings()) as front,
+            insecure_channel(front.address) as channel,
+        ):
+            await finish(begin("unary", channel, metadata=(("x-request-id", "r1"),)))
+    inner, outer = spans.get_finished_spans()
+    assert (inner.name.rpartition("/")[2], outer.name.rpartition("/")[2]) == ("GetVersion", "QueryUpload")
+    assert inner.context.trace_id == outer.context.trace_id
+    assert inner.parent.span_id == outer.context.span_id
 
 
 async def test_a_configured_endpoint_makes_a_tracer_and_closes_it():

@@ -1,6 +1,7 @@
 """One call of any kind: deadline, headers, and our errors instead of gRPC's."""
 
 import asyncio
+import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -116,7 +117,7 @@ class Calls:
         own: list[tuple[str, str]] = [(REQUEST_ID_KEY, request_id)]
         if self.options.bearer_token:
             own.append(("authorization", f"Bearer {self.options.bearer_token}"))
-        return (*own, *self.options.metadata)
+        return (*own, *_trace_context(), *self.options.metadata)
 
     @contextmanager
     def _translated(self, metadata: tuple[tuple[str, str], ...], source: "_Source | None" = None) -> Iterator[None]:
@@ -146,6 +147,15 @@ class Calls:
             ours.message = f"the {self.area} service at {self.address} cannot be reached: {ours.message}"
             ours.args = (ours.message,)
         return ours
+
+
+def _trace_context() -> tuple[tuple[str, str], ...]:
+    """Return the headers that tie a call to the span it is made in; none where nobody loaded OpenTelemetry."""
+    propagate = sys.modules.get("opentelemetry.propagate")
+    carrier: dict[str, str] = {}
+    if propagate is not None:
+        propagate.inject(carrier)
+    return tuple(carrier.items())
 
 
 class _Source:
