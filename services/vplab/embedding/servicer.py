@@ -1,5 +1,6 @@
 """The RPCs of EmbeddingService: check, convert, call the core, convert back."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -10,15 +11,17 @@ from vplab.api.embedding.v1 import embedding_service_pb2_grpc as pb_grpc
 from vplab.embedding import convert
 from vplab.embedding.core import EmbeddingCore, Urgency
 from vplab.embedding.jobs import PrecomputeJobs
-from vplab.embedding.streams import answer_each
-from vplab.errors import Internal, InvalidInput, VPLabError
+from vplab.embedding.streams import StreamLimits, answer_each
+from vplab.errors import Internal, InvalidInput, ResourceExhausted, VPLabError
 from vplab.runtime import request as current
 from vplab.runtime.device_queue import Priority
 from vplab.wire.names import parse_embedding_name
 
 _log = structlog.get_logger(__name__)
 
-MAX_IN_FLIGHT: Final = 64
+# 64 images are enough to keep every thread and the device busy; large ones are held back by their bytes.
+STREAM_LIMITS: Final = StreamLimits(max_in_flight=64, max_bytes=64 << 20)
+_MAX_PAUSE_S: Final = 0.2
 _MAX_ITEM_ID: Final = 200
 
 
@@ -53,14 +56,14 @@ class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
                 raise InvalidInput(f"{item_id!r} is the id of an item that is not answered yet", field="item_id")
             outstanding.add(item_id)
             try:
-                response = await self._embed(request.request, urgency)
+                response = await self._embed_patiently(request.request, urgency)
             except Exception as error:
                 return pb.EmbedImagesResponse(item_id=item_id, error=convert.item_error(item_id, _as_ours(error)))
             finally:
                 outstanding.discard(item_id)
             return pb.EmbedImagesResponse(item_id=item_id, response=response)
 
-        async for response in answer_each(requests, answer, max_in_flight=MAX_IN_FLIGHT):
+        async for response in answer_each(requests, answer, STREAM_LIMITS, pb.EmbedImagesRequest.ByteSize):
             yield response
 
     async def GetEmbedding(
@@ -100,6 +103,16 @@ class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
     ) -> pb.CancelPrecomputeJobResponse:
         job = await self._jobs.cancel(convert.job_id(request.name))
         return pb.CancelPrecomputeJobResponse(job=convert.job(job))
+
+    async def _embed_patiently(self, request: pb.EmbedImageRequest, urgency: Urgency) -> pb.EmbedImageResponse:
+        """Wait where a single call would be refused: a stream is held up by not being read."""
+        while True:
+            try:
+                return await self._embed(request, urgency)
+            except ResourceExhausted as error:
+                if error.reason != ResourceExhausted.default_reason:
+                    raise
+                await asyncio.sleep(min(error.retry_after_s or _MAX_PAUSE_S, _MAX_PAUSE_S))
 
     async def _embed(self, request: pb.EmbedImageRequest, urgency: Urgency) -> pb.EmbedImageResponse:
         image = convert.image(request.image, field="image")

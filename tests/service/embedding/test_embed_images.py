@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from fakes.embedding_server import Serving, png
+from fakes.embedding_server import Serve, Serving, png
 from vplab.api.embedding.v1 import embedding_service_pb2 as pb
 from vplab.api.vision.v1 import vision_pb2
 
@@ -64,3 +64,15 @@ async def test_the_server_stops_reading_while_answers_are_not_taken(serving: Ser
         await asyncio.sleep(0.3)
     assert len(sent) < 1500
     call.cancel()
+
+
+async def test_a_stream_is_held_up_where_a_call_would_be_refused(serve: Serve) -> None:
+    async with serve(max_waiting_bytes=20_000, queue_capacity=2, decode_threads=1) as serving:
+
+        async def requests() -> AsyncIterator[pb.EmbedImagesRequest]:
+            for i in range(40):
+                yield item(str(i), png(i))
+
+        answers = [answer async for answer in serving.stub.EmbedImages(requests())]
+    assert len(answers) == 40
+    assert not [answer.error.reason for answer in answers if answer.HasField("error")]
