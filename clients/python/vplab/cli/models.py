@@ -246,7 +246,11 @@ def pull(
             progress.update(task, completed=received, total=total)
 
         _lazy("download").download(entry.url, path, sha256=entry.sha256, size_bytes=entry.size_bytes, progress=on_bytes)
-    options = _lazy("imported").ImportOptions(family=entry.family, name=entry.name, source_url=entry.url)
+    # timm's name carries the training data, which decides the normalisation and is not in the file.
+    architecture = entry.architecture if entry.family == "timm" else None
+    options = _lazy("imported").ImportOptions(
+        family=entry.family, name=entry.name, architecture=architecture, source_url=entry.url
+    )
     versions = run_async(_import_and_publish(where, path, options, promote_alias))
     _report_published(versions, json_file)
 
