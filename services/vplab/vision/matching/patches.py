@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vplab.errors import InvalidInput
 from vplab.vision.preprocessing import FrameTransform
+from vplab.vision.tiling import Tile, inner_distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,12 @@ class PatchFeatures:
         rows, columns = self.grid_hw
         x, y = np.meshgrid((np.arange(columns) + 0.5) * self.stride, (np.arange(rows) + 0.5) * self.stride)
         return self.transform.points_to_original(np.stack([x, y], axis=-1)) + np.array(self.origin_xy, np.float32)
+
+    @property
+    def area(self) -> Tile:
+        """The tile's rectangle in the image."""
+        (x, y), (height, width) = self.origin_xy, self.transform.original_hw
+        return Tile(x, y, x + width, y + height)
 
     def coverage(self, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the share of each patch that the tile's mask covers: (h, w) float32 in 0..1, 0 on padding.
@@ -87,19 +94,28 @@ class TargetPatches:
     """(P, 2) float32 in pixels of the image."""
     tile_index: NDArray[np.int64]
     """(P,) which tile each patch is of."""
+    is_home: NDArray[np.bool_]
+    """(P,) whether no other tile sees more around the patch; one patch of each place is at home. Points are these."""
     spacing_px: float
     """Distance of neighbouring patches in pixels of the image; the largest of the tiles'."""
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Size of the image the tiles cover."""
+        return _image_hw(self.tiles)
 
     @classmethod
     def of(cls, tiles: Sequence[PatchFeatures]) -> "TargetPatches":
         """Gather the patches of ``tiles``, which are at least one."""
-        spacing = max(float((t.stride / t.transform.scale_xy).max()) for t in tiles)
+        centres_xy = np.concatenate([t.centres_xy[t.valid] for t in tiles])
+        tile_index = np.concatenate([np.full(int(t.valid.sum()), i) for i, t in enumerate(tiles)])
         return cls(
             tiles=tuple(tiles),
             features=np.concatenate([t.features[t.valid] for t in tiles]),
-            centres_xy=np.concatenate([t.centres_xy[t.valid] for t in tiles]),
-            tile_index=np.concatenate([np.full(int(t.valid.sum()), i) for i, t in enumerate(tiles)]),
-            spacing_px=spacing,
+            centres_xy=centres_xy,
+            tile_index=tile_index,
+            is_home=_at_home(tiles, centres_xy, tile_index),
+            spacing_px=max(float((t.stride / t.transform.scale_xy).max()) for t in tiles),
         )
 
     def grid(self, tile: int, values: NDArray[np.float32], fill: float = 0.0) -> NDArray[np.float32]:
@@ -107,3 +123,17 @@ class TargetPatches:
         out = np.full(self.tiles[tile].grid_hw, fill, np.float32)
         out[self.tiles[tile].valid] = values[self.tile_index == tile]
         return out
+
+
+def _image_hw(tiles: Sequence[PatchFeatures]) -> tuple[int, int]:
+    return max(t.area.y_max for t in tiles), max(t.area.x_max for t in tiles)
+
+
+def _at_home(
+    tiles: Sequence[PatchFeatures], centres_xy: NDArray[np.float32], tile_index: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    if len(tiles) == 1:
+        return np.ones(len(centres_xy), np.bool_)
+    image_hw = _image_hw(tiles)
+    depth = np.stack([inner_distance(t.area, image_hw, centres_xy) for t in tiles])
+    return np.asarray(depth.argmax(axis=0) == tile_index)

@@ -31,7 +31,7 @@ def propose(
     chosen = np.zeros(0, np.int64)
     if presence >= threshold:
         limit = options.max_points if max_points is None else max_points
-        chosen = pick_apart(target.centres_xy, scores, candidates, limit, 1.5 * target.spacing_px)
+        chosen = pick_apart(target.centres_xy, scores, candidates & target.is_home, limit, 1.5 * target.spacing_px)
     background = lowest_similarity(bank, target, options.num_background_points, chosen)
     return Match(
         points_xy=target.centres_xy[chosen],
