@@ -35,7 +35,7 @@ class SingleFlight(Generic[Value]):
             try:
                 return await self._join(key, flight)
             except (DeadlineExceeded, ResourceExhausted):
-                if is_first:
+                if is_first or self._outlives_callers:
                     raise
 
     def _start(self, key: Hashable, work: Callable[[], Awaitable[Value]]) -> "_Flight[Value]":
