@@ -215,7 +215,10 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     async def _abort(self, call: _Call, error: VPLabError) -> None:
         trailers = (*trailers_from_error(error), (request.REQUEST_ID_KEY, call.request_id))
-        await call.context.abort(code_of(error), error.message[:512], trailers)
+        try:
+            await call.context.abort(code_of(error), error.message[:512], trailers)
+        except grpc.aio.InternalError as gone:
+            raise asyncio.CancelledError from gone  # the caller went away before the status was on its way
 
     def _note_end(self, call: _Call, code: grpc.StatusCode) -> None:
         seconds = time.monotonic() - call.began

@@ -58,10 +58,12 @@ class Exchange:
             self._is_reading = False
 
     async def write(self, context: Any, data: bytes) -> None:
-        """Send one message of the answer."""
+        """Send one message of the answer. A caller who went away meanwhile cancels the call."""
         self._is_writing = True
         try:
             await context.write(data)
+        except grpc.aio.InternalError as error:
+            raise asyncio.CancelledError from error
         finally:
             self._is_writing = False
         if self._ends_after_write:
