@@ -22,6 +22,7 @@ from vplab.training.models.imported import ImportedModel, ImportOptions, Lineage
 from vplab.training.models.importing import import_model
 from vplab.training.models.parity import ParityReport
 from vplab.vision.prompts import ObjectPrompt
+from vplab.vision.sam.onnx_encoder import encoder_to_onnx
 from vplab.vision.specs import EncoderSpec, spec_from_json
 
 QUICK = ImportOptions(parity_image_sizes_hw=((90, 120), (120, 90)))
@@ -130,7 +131,6 @@ def test_large_weights_go_into_a_file_of_their_own_that_the_graph_finds(
 def test_a_graph_that_differs_from_its_model_is_refused_and_its_report_kept(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export = importing.encoder_to_onnx
 
     class Shifted(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -141,7 +141,7 @@ def test_a_graph_that_differs_from_its_model_is_refused_and_its_report_kept(
             shifted: torch.Tensor = self.inner(image) + 0.05
             return shifted
 
-    monkeypatch.setattr(importing, "encoder_to_onnx", lambda module, *rest: export(Shifted(module), *rest))
+    monkeypatch.setattr(importing, "encoder_to_onnx", lambda module, *rest: encoder_to_onnx(Shifted(module), *rest))
     with pytest.raises(FailedPrecondition, match="sam-vit-64x1-encoder does not match the torch model"):
         import_model(checkpoint, out_dir=tmp_path, options=QUICK)
     report = json.loads((tmp_path / "sam-vit-64x1-encoder" / "parity.json").read_text())
@@ -190,6 +190,24 @@ def test_a_file_of_another_family_is_invalid_input(checkpoint: Path, tmp_path: P
     with pytest.raises(InvalidInput, match=r"sam\.pth holds a sam model, not timm") as caught:
         import_model(checkpoint, out_dir=tmp_path, options=ImportOptions(family="timm"))
     assert caught.value.violations[0].field == "family"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (ImportOptions(input_size=512), "input_size"),
+        (ImportOptions(architecture="vit_b"), "architecture"),
+        (ImportOptions(name="Our SAM"), "name"),
+        (ImportOptions(parity_image_sizes_hw=()), "parity_image_sizes_hw"),
+    ],
+)
+def test_an_option_that_cannot_be_followed_is_invalid_input(
+    options: ImportOptions, field: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        import_model(checkpoint, out_dir=tmp_path / "out", options=options)
+    assert caught.value.violations[0].field == field
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_of_no_known_layout_are_invalid_input(tmp_path: Path) -> None:

@@ -49,11 +49,16 @@ def import_model(
     it should be, DataLoss for a damaged one, FailedPrecondition if the exported graph does not match.
     """
     options = options or ImportOptions()
+    if not options.parity_image_sizes_hw:
+        raise InvalidInput("an import is compared on at least one image", field="parity_image_sizes_hw")
     on_stage(f"reading {path.name}")
     state = read_state_dict(path)
     family = detect_family(state)
     if options.family not in (None, family):
         raise InvalidInput(f"{path.name} holds a {family} model, not {options.family}", field="family")
+    for name, value in (("architecture", options.architecture), ("input_size", options.input_size)):
+        if value is not None and family != "timm":
+            raise InvalidInput(f"{value} was asked for, but SAM's weights decide this themselves", field=name)
     source = SourceFile(path.name, sha256_of(path), path.stat().st_size, options.source_url)
     importer = _Importer(source, out_dir, options, on_stage)
     return importer.dino(state) if family == "timm" else importer.sam(state)
