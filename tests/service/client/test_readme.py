@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.segmentation_server import FakeSegmentation, serving_in_threads
 from PIL import Image
+
+from fakes.segmentation_server import FakeSegmentation, serving_in_threads
 
 README = Path(__file__).parents[3] / "clients" / "README.md"
 

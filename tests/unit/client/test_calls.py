@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 
 from fakes.servers import serving
@@ -24,6 +25,7 @@ from vplab.errors import (
 )
 from vplab.runtime import request as runtime_request
 from vplab.wire.status import KIND_TO_CODE, code_of, trailers_from_error
+from vplab.wire.tensors import tensor_to_proto
 
 Behaviour = Callable[[grpc.aio.ServicerContext], Awaitable[Any]]
 
@@ -43,6 +45,14 @@ class Told(pb_grpc.EmbeddingServiceServicer):
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+    async def EmbedImage(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        tensor = tensor_to_proto(np.zeros((256, 64, 64), np.float32))
+        response = pb.EmbedImageResponse()
+        embedding = response.embeddings.add(precision="PRECISION_FLOAT32")
+        embedding.image_size.width = embedding.image_size.height = 1024
+        embedding.tensors.add(name="image_embedding", role="OUTPUT_ROLE_IMAGE_EMBEDDING", tensor=tensor)
+        return response
 
     async def GetEmbedding(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         for _ in range(3):
@@ -219,6 +229,21 @@ async def test_streams_read_plain_and_asynchronous_sources(is_async: bool) -> No
     async with serving(registration(Told(nothing))) as address, client_of(address) as client:
         answers = [answer.item_id async for answer in client.embedding.embed_images(source, "artifacts/e")]
     assert answers == ["0", "1", "2", "3", "4"]
+
+
+async def test_a_float32_sam_embedding_fits_though_it_exceeds_grpcs_default() -> None:
+    async with serving(registration(Told(nothing))) as address, client_of(address) as client:
+        (embedding,) = await client.embedding.embed_image(b"image", "artifacts/e", precision="float32")
+    array = embedding.output("image_embedding")
+    assert array.nbytes == 4 << 20
+    assert (array.shape, array.dtype) == ((256, 64, 64), np.float32)
+
+
+async def test_a_message_above_the_limit_is_named_as_such() -> None:
+    async with serving(registration(Told(nothing))) as address, client_of(address) as client:
+        with pytest.raises(ResourceExhausted) as caught:
+            await client.embedding.embed_image(bytes(33 << 20), "artifacts/e")
+    assert caught.value.reason == "MESSAGE_TOO_LARGE"
 
 
 def test_client_and_servers_name_the_request_id_alike() -> None:
