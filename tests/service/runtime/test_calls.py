@@ -370,7 +370,7 @@ async def test_names_made_up_by_callers_become_no_series(channel):
     assert "unknown" in services
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["unary", "client_stream", "server_stream"])
 async def test_a_handlers_own_abort_is_left_alone(kind):
     class Aborting(pb_grpc.RegistryServiceServicer):
         async def QueryUpload(self, request, context):
@@ -383,8 +383,6 @@ async def test_a_handlers_own_abort_is_left_alone(kind):
         async def UploadBlob(self, requests, context):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "by hand")
 
-    if kind == "bidi_stream":
-        pytest.skip("the embedding servicer of the script has no such method")
     registration = Registration(
         METHODS[kind][0], lambda s: pb_grpc.add_RegistryServiceServicer_to_server(Aborting(), s)
     )

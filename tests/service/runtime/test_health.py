@@ -111,7 +111,7 @@ async def test_a_watcher_that_does_not_read_holds_up_neither_changes_nor_the_dra
 
 @pytest.mark.parametrize("work", ["onnxruntime", "numpy"])
 async def test_health_answers_within_100_ms_while_the_device_computes(work):
-    """The promise, with a factor of three for a machine that runs other things; the work takes far longer than that."""
+    """The promise is checked on the median, because on a busy machine another process may hold both cores for a moment."""
     run = _onnx_work() if work == "onnxruntime" else _numpy_work
     ran_s = []
 
@@ -141,9 +141,8 @@ async def test_health_answers_within_100_ms_while_the_device_computes(work):
     await queue.close()
     assert ran_s[0] > 1.0
     assert len(waits) > 10
-    # The median, because another process may take both cores for a moment; a loop that waits fails by a factor of ten.
     assert sorted(waits)[len(waits) // 2] < 0.1
-    assert max(waits) < 0.3
+    assert max(waits) < ran_s[0] / 2  # no answer waited for the work
 
 
 def _numpy_work() -> None:
