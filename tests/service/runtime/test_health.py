@@ -111,7 +111,7 @@ async def test_a_watcher_that_does_not_read_holds_up_neither_changes_nor_the_dra
 
 @pytest.mark.parametrize("work", ["onnxruntime", "numpy"])
 async def test_health_answers_within_100_ms_while_the_device_computes(work):
-    """The promise is checked on the median, because on a busy machine another process may hold both cores for a moment."""
+    """On the median: on a busy machine another process may hold both cores for a moment."""
     run = _onnx_work() if work == "onnxruntime" else _numpy_work
     ran_s = []
 
