@@ -11,8 +11,9 @@ from vplab.registry.canonical_json import JsonValue
 PRODUCTION: Final = "production"
 """The alias that a name without a version stands for."""
 
-NEEDED_RELATIONS: Final = frozenset({"image_encoder", "segmenter", "feature_encoder", "prompt_set", "adapter"})
-"""Lineage without which a version cannot be served; other relations only say where it came from."""
+PROVENANCE_RELATIONS: Final = frozenset({"dataset"})
+"""Lineage that only says where a version came from: whoever deletes a data set means it. Without any other lineage a
+version may not work, so that is kept as long as the version."""
 
 
 class ArtifactKind(StrEnum):

@@ -15,7 +15,7 @@ from vplab.registry.backends.sql_schema import (
     to_micros,
     version_lineage,
 )
-from vplab.registry.values import NEEDED_RELATIONS, Artifact, ArtifactKind
+from vplab.registry.values import PROVENANCE_RELATIONS, Artifact, ArtifactKind
 
 
 class SqlArtifacts:
@@ -89,7 +89,9 @@ class SqlArtifacts:
         found = set(self._connection.execute(query).scalars())
         edges = select(version_lineage.c.artifact_id, version_lineage.c.target_artifact_id).distinct()
         targets: dict[str, set[str]] = defaultdict(set)
-        for source, target in self._connection.execute(edges.where(version_lineage.c.relation.in_(NEEDED_RELATIONS))):
+        for source, target in self._connection.execute(
+            edges.where(version_lineage.c.relation.not_in(PROVENANCE_RELATIONS))
+        ):
             targets[source].add(target)
         frontier = list(found)
         while frontier:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from vplab.errors import InvalidInput
@@ -29,7 +36,9 @@ from vplab.registry.ports import (
 
 T = TypeVar("T")
 
-ATTEMPTS: Final = 8
+ATTEMPTS: Final = 10
+GIVE_UP_S: Final = 20.0
+"""How long colliding transactions are repeated; each attempt that waits for a lock may take most of it."""
 BUSY_TIMEOUT_MS: Final = 15_000
 """How long SQLite waits for another process's write; a write takes milliseconds, a slow disk's fsync some hundred."""
 POSTGRES_OPTIONS: Final = "-c lock_timeout=15s -c statement_timeout=60s -c idle_in_transaction_session_timeout=120s"
@@ -69,14 +78,16 @@ class SqlCatalog:
         self._engine.dispose()
 
     def _attempt(self, engine: Engine, work: Callable[[Transaction], T]) -> T:
+        give_up = time.monotonic() + GIVE_UP_S
         for attempt in range(ATTEMPTS):
             try:
                 with engine.begin() as connection:
                     return work(SqlTransaction(connection))
             except (DBAPIError, DisconnectionError, PoolTimeout) as error:
-                if attempt + 1 == ATTEMPTS or not _may_succeed_again(error):
-                    raise _translated(error) from error
-            time.sleep(random.uniform(0.0, 0.01 * 2**attempt))
+                is_last = attempt + 1 == ATTEMPTS or time.monotonic() > give_up
+                if is_last or not _may_succeed_again(error):
+                    raise translated(error) from error
+            time.sleep(random.uniform(0.0, min(0.01 * 2**attempt, 1.0)))
         raise AssertionError("unreachable")
 
 
@@ -84,7 +95,7 @@ def open_engine(database_url: str, *, connections: int = 16) -> Engine:
     """Open a database: ``sqlite:///path`` or ``postgresql://user@host/name``. Raises InvalidInput for another kind."""
     try:
         url = make_url(database_url)
-    except Exception as error:  # SQLAlchemy's ArgumentError, or ValueError for a port that is no number
+    except (ArgumentError, ValueError) as error:
         raise InvalidInput("is not a database URL", field="database_url") from error
     if url.get_backend_name() == "sqlite":
         return _open_sqlite(url, connections)
@@ -143,7 +154,8 @@ def _may_succeed_again(error: Exception) -> bool:
     return isinstance(error, OperationalError) and "database is locked" in str(error.orig)
 
 
-def _translated(error: Exception) -> Exception:
+def translated(error: Exception) -> Exception:
+    """Return what a database's failure means to a caller; itself if it is a fault of ours."""
     text = str(getattr(error, "orig", error)).lower()
     if _sqlstate(error) in FULL or "database or disk is full" in text:
         return StorageFull("the database's disk takes no more")

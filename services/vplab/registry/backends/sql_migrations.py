@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from vplab.errors import FailedPrecondition
-from vplab.registry.backends.sql_catalog import _translated
+from vplab.registry.backends.sql_catalog import translated
 from vplab.registry.backends.sql_schema import HEAD_REVISION
 
 SCRIPTS: Final = Path(__file__).parent.parent / "migrations"
@@ -30,7 +30,7 @@ def migrate(engine: Engine) -> None:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
             _upgrade(connection)
     except DBAPIError as error:
-        raise _translated(error) from error
+        raise translated(error) from error
 
 
 def current_revision(engine: Engine) -> str | None:
