@@ -29,7 +29,8 @@ class RegistryServiceStub:
     """RegistryService keeps models and everything else that determines a result. A version is published in one step after
     its blobs are stored and verified, so a reader never sees half of one; nothing published ever changes.
 
-    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, SERVICE_UNAVAILABLE and INTERNAL.
+    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, SERVICE_UNAVAILABLE and INTERNAL, and those that
+    write STORAGE_FULL.
     """
 
     def __init__(self, channel):
@@ -139,7 +140,8 @@ class RegistryServiceServicer:
     """RegistryService keeps models and everything else that determines a result. A version is published in one step after
     its blobs are stored and verified, so a reader never sees half of one; nothing published ever changes.
 
-    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, SERVICE_UNAVAILABLE and INTERNAL.
+    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, SERVICE_UNAVAILABLE and INTERNAL, and those that
+    write STORAGE_FULL.
     """
 
     def CreateArtifact(self, request, context):
@@ -199,8 +201,9 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadBlob(self, request, context):
-        """DownloadBlob streams a blob from an offset in chunks of at most 1 MiB. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND,
-        OFFSET_OUT_OF_RANGE, DIGEST_MISMATCH (the stored bytes are damaged).
+        """DownloadBlob streams a blob from an offset in chunks of at most 1 MiB. From the beginning, the server checks the
+        sha256 on the way and sends the last chunk only if it is right; who resumes checks the whole. Reasons:
+        INVALID_FIELD, RESOURCE_NOT_FOUND, OFFSET_OUT_OF_RANGE, DIGEST_MISMATCH (the stored bytes are damaged).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,8 +219,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetVersion(self, request, context):
-        """GetVersion returns a version by number, by alias, or the one that the artifact's "production" alias names.
-        Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND.
+        """GetVersion returns a version by number, by alias, or the one that the artifact's "production" alias names. Of a
+        deleted artifact versions are found by number until they are collected, aliases are not. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,7 +257,8 @@ class RegistryServiceServicer:
 
     def WatchAliases(self, request, context):
         """WatchAliases streams alias changes in the order of their revisions, without gaps or repeats, from a revision on and
-        then live. Reasons: INVALID_FIELD, REVISION_EXPIRED.
+        then live. The first message is a heartbeat with the revision it starts from. Reasons: INVALID_FIELD,
+        REVISION_EXPIRED (also for a revision that has not been: the registry was restored from a backup).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -283,8 +287,9 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CollectGarbage(self, request, context):
-        """CollectGarbage removes artifacts past their expiry, and blobs and unfinished uploads that nothing has named for the
-        grace period. Reasons: INVALID_FIELD.
+        """CollectGarbage removes artifacts past their expiry, unless a lease holds them or a version that stays needs them
+        (lineage other than "dataset"), and blobs and unfinished uploads that nothing has named for the grace period.
+        Reasons: INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -400,7 +405,8 @@ class RegistryService:
     """RegistryService keeps models and everything else that determines a result. A version is published in one step after
     its blobs are stored and verified, so a reader never sees half of one; nothing published ever changes.
 
-    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, SERVICE_UNAVAILABLE and INTERNAL.
+    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, SERVICE_UNAVAILABLE and INTERNAL, and those that
+    write STORAGE_FULL.
     """
 
     @staticmethod
