@@ -16,7 +16,7 @@ from rich.table import Table
 from vplab.cli.connection import Where, connected
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.running import run_async, verb
-from vplab.cli.terminal import mebibytes, messages, results, write_json
+from vplab.cli.terminal import size, messages, results, write_json
 from vplab.cli.typed_values import artifact_name
 from vplab.client import AsyncClient
 from vplab.client.registry.values import Alias, AliasChange, Artifact, ArtifactKind, Lineage, Version
@@ -83,7 +83,7 @@ def show(
     results.print(f"published {version.create_time:%Y-%m-%d %H:%M} UTC, licence {manifest.licence or 'not stated'}")
     table = Table("file", "size", "sha256", box=None, pad_edge=False)
     for file in manifest.files:
-        table.add_row(file.path, mebibytes(file.size_bytes), file.sha256[:16])
+        table.add_row(file.path, size(file.size_bytes), file.sha256[:16])
     results.print(table)
     for lineage in manifest.lineage:
         results.print(f"{lineage.relation}: {lineage.version} {lineage.digest[:12]}", markup=False)

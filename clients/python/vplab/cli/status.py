@@ -12,7 +12,7 @@ from vplab.cli.connection import Where
 from vplab.cli.exit_codes import ExitCode
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.running import run_async, verb
-from vplab.cli.terminal import describe, mebibytes, messages, results, write_json
+from vplab.cli.terminal import describe, size, messages, results, write_json
 from vplab.client import AsyncClient
 from vplab.client.options import AREAS, Area
 from vplab.client.replicas import ServerInfo
@@ -99,7 +99,7 @@ def _show(replicas: list[ReplicaStatus]) -> None:
         if replica.problem:
             messages.print(f"{replica.area} at {replica.address}: {replica.problem}", style="red", markup=False)
     if any(replica.info for replica in replicas):
-        results.print(f"memory in all: {mebibytes(_memory(replicas))}")
+        results.print(f"memory in all: {size(_memory(replicas))}")
 
 
 def _cells(info: ServerInfo | None) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ def _cells(info: ServerInfo | None) -> tuple[str, ...]:
     models = "\n".join(
         f"{m.role}: {m.model.name.removeprefix('artifacts/')} {m.model.digest[:12]}" for m in info.served_models
     )
-    return info.software, f"{info.uptime_s:.0f} s", mebibytes(info.resident_memory_bytes), queues, models
+    return info.software, f"{info.uptime_s:.0f} s", size(info.resident_memory_bytes), queues, models
 
 
 def _memory(replicas: list[ReplicaStatus]) -> int:

@@ -40,9 +40,9 @@ def write_json(path: Path | None, content: dict[str, Any]) -> None:
         raise InvalidInput(f"cannot write {path}: {error.strerror or error}", field="--json") from error
 
 
-def mebibytes(size_bytes: int) -> str:
+def size(num_bytes: int) -> str:
     """Return a size for people."""
-    return f"{size_bytes / (1 << 20):,.0f} MiB"
+    return f"{num_bytes / (1 << 20):,.0f} MiB" if num_bytes >= 10 << 20 else f"{num_bytes / 1024:,.1f} KiB"
 
 
 def _line(violation: FieldViolation) -> str:
