@@ -4,6 +4,7 @@ Runs the shipped graphs through the same preprocessing, prompt tokens and resizi
 """
 
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -131,7 +132,7 @@ def iou(predicted: BoolArray, target: BoolArray) -> float:
 
 
 def tight_box(mask: BoolArray) -> NDArray[np.float32]:
-    """Return (x_min, y_min, x_max, y_max), the last pixels included, of a non-empty mask."""
+    """Return (x_min, y_min, x_max, y_max) of a non-empty mask, far edges outside."""
     rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
@@ -222,8 +223,6 @@ def evaluate(folder: Path, data_dir: Path, output: Path, *, limit: int, threads:
 
 
 def _sha256(folder: Path) -> str:
-    import hashlib
-
     graph = next(folder.glob("*.onnx"))
     spec = canonical_json(json.loads((folder / "model.json").read_text()))
     return hashlib.sha256(graph.read_bytes() + spec).hexdigest()
