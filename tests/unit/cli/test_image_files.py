@@ -17,6 +17,11 @@ def test_images_are_found_by_suffix_in_order_and_hidden_ones_left_out(tmp_path: 
     assert [image.key for image in find_images([tmp_path], recursive=False)] == ["a.png", "b.JPG", "c.tiff"]
     assert [image.key for image in find_images([tmp_path], recursive=True)][-1] == "deep/d.bmp"
     assert [image.key for image in find_images([tmp_path / "notes.txt"], recursive=False)] == ["notes.txt"]
+    both = find_images([tmp_path / "a.png", tmp_path / "c.tiff"], recursive=False)
+    assert [image.key for image in both] == ["a.png", "c.tiff"]
+    (tmp_path / "deep" / "a.png").write_text("")
+    alike = find_images([tmp_path / "a.png", tmp_path / "deep" / "a.png"], recursive=False)
+    assert len({image.key for image in alike}) == 2
     with pytest.raises(InvalidInput, match="does not exist"):
         find_images([tmp_path / "absent"], recursive=False)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ class ImageFile:
 
     path: Path
     key: str
-    """Path below the folder that was named, with forward slashes."""
+    """Path below the folder that was named, with forward slashes; of a file that was named itself, its name."""
 
 
 def find_images(inputs: Sequence[Path], *, recursive: bool) -> list[ImageFile]:
@@ -25,15 +26,17 @@ def find_images(inputs: Sequence[Path], *, recursive: bool) -> list[ImageFile]:
 
     Raises InvalidInput for an input that does not exist, or when there is no image at all.
     """
+    num_named = Counter(path.name for path in inputs if path.is_file())
     found: dict[str, ImageFile] = {}
     for path in inputs:
         if path.is_dir():
             inside = path.rglob("*") if recursive else path.iterdir()
-            files = [f for f in inside if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()]
+            images = [f for f in inside if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()]
             prefix = f"{path.name}/" if len(inputs) > 1 else ""
-            entries = [ImageFile(file, prefix + file.relative_to(path).as_posix()) for file in files]
+            entries = [ImageFile(image, prefix + image.relative_to(path).as_posix()) for image in images]
         elif path.is_file():
-            entries = [ImageFile(path, path.name if len(inputs) == 1 else path.as_posix().lstrip("/"))]
+            key = path.name if num_named[path.name] == 1 else path.as_posix().lstrip("/")
+            entries = [ImageFile(path, key)]
         else:
             raise InvalidInput(f"{path} does not exist", field="images")
         found.update({entry.key: entry for entry in entries})

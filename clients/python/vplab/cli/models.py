@@ -16,7 +16,7 @@ from rich.table import Table
 from vplab.cli.connection import Where, connected
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.running import run_async, verb
-from vplab.cli.terminal import size, messages, results, write_json
+from vplab.cli.terminal import messages, results, size, write_json
 from vplab.cli.typed_values import artifact_name
 from vplab.client import AsyncClient
 from vplab.client.registry.values import Alias, AliasChange, Artifact, ArtifactKind, Lineage, Version

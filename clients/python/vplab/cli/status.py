@@ -12,7 +12,7 @@ from vplab.cli.connection import Where
 from vplab.cli.exit_codes import ExitCode
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.running import run_async, verb
-from vplab.cli.terminal import describe, size, messages, results, write_json
+from vplab.cli.terminal import describe, messages, results, size, write_json
 from vplab.client import AsyncClient
 from vplab.client.options import AREAS, Area
 from vplab.client.replicas import ServerInfo
