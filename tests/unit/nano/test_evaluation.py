@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("torch", reason="making models needs the training extra")
 pytest.importorskip("segment_anything", reason="making models needs the training extra")
 
-from vplab.training.foundation.evaluation import EvaluationSet, iou, next_click, read_set, tight_box  # noqa: E402
-from vplab.training.foundation.sources import held_out_ids  # noqa: E402
+from vplab.training.foundation.evaluation import EvaluationSet, iou, next_click, read_set, tight_box
+from vplab.training.foundation.sources import held_out_ids
 
 
 def disc(centre_xy, radius, size=40):

@@ -104,8 +104,8 @@ def write_cards(arguments: argparse.Namespace) -> None:
     write_model_cards(arguments.models, arguments.run, json.loads(arguments.figures.read_text()))
 
 
-def main() -> None:
-    """Parse the command line and run one step of the recipe."""
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of all steps; what it parses has the step's function as ``call``."""
     parser = argparse.ArgumentParser(prog="python -m vplab.training.foundation", description=__doc__)
     steps = parser.add_subparsers(required=True)
     data = Path(os.environ.get("VPLAB_DATA", "../shared/data"))
@@ -148,7 +148,12 @@ def main() -> None:
     step.add_argument("--figures", type=Path, required=True, help="what evaluate wrote")
     step.set_defaults(call=write_cards)
 
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run one step of the recipe."""
+    arguments = command_line().parse_args()
     arguments.call(arguments)
 
 
