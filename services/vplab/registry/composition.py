@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from vplab.api.registry.v1 import registry_service_pb2_grpc as pb_grpc
-from vplab.errors import VPLabError
+from vplab.errors import FailedPrecondition, VPLabError
 from vplab.registry.alias_feed import AliasFeed
 from vplab.registry.backends.file_blobs import FileBlobs
 from vplab.registry.backends.file_uploads import FileUploads
@@ -20,15 +20,19 @@ from vplab.registry.backends.sql_migrations import migrate
 from vplab.registry.builtin_models import publish_builtin_models
 from vplab.registry.config import RegistryConfig
 from vplab.registry.core.registry import Registry
+from vplab.registry.errors import StoreUnavailable
 from vplab.registry.offload import Offload
 from vplab.registry.ports import BlobStore
 from vplab.registry.servicer import RegistryServicer
-from vplab.runtime.server import Registration
+from vplab.runtime.server import Registration, StartError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 SERVICE_NAME: Final = "vplab.api.registry.v1.RegistryService"
+
+RETRY_S: Final = 1.0
+"""Between attempts to reach a database at the start."""
 
 _log = structlog.get_logger(__name__)
 
@@ -47,14 +51,26 @@ class RegistryService:
     async def ready(self) -> None:
         """Bring the database up to date, publish the built-in models, start collecting.
 
-        Raises FailedPrecondition, StoreUnavailable, StorageFull.
+        Waits for a database or object store that does not answer yet, as happens when a whole cluster starts.
+        Raises StartError if the database's schema is not ours.
         """
-        await self._work(migrate, self._engine)
-        if self.config.builtin_models:
-            versions = await self._work(publish_builtin_models, self.registry)
-            _log.info("built-in models", versions=[str(version.key) for version in versions])
+        while True:
+            try:
+                await self._work(self._prepare)
+                break
+            except StoreUnavailable as error:
+                _log.warning("not ready, trying again", error=error.message)
+                await asyncio.sleep(RETRY_S)
+            except FailedPrecondition as error:
+                raise StartError(error.message) from error
         if self.config.gc_interval_hours > 0:
             self._collector = asyncio.create_task(self._collect())
+
+    def _prepare(self) -> None:
+        migrate(self._engine)
+        if self.config.builtin_models:
+            versions = publish_builtin_models(self.registry)
+            _log.info("built-in models", versions=[str(version.key) for version in versions])
 
     async def _collect(self) -> None:
         while True:

@@ -11,8 +11,10 @@ from fakes.registry_stores import FakeClock, Stores, opened_registry, upload_byt
 from vplab.api.registry.v1 import registry_service_pb2 as pb
 from vplab.api.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from vplab.errors import Unavailable
+from vplab.registry import composition
 from vplab.registry.composition import open_registry
-from vplab.runtime.server import running_server
+from vplab.registry.errors import StoreUnavailable
+from vplab.runtime.server import StartError, running_server
 
 
 async def test_health_answers_while_the_database_does_not(sqlite_stores: Stores) -> None:
@@ -38,6 +40,40 @@ async def test_health_answers_while_the_database_does_not(sqlite_stores: Stores)
         other_writer.execute("ROLLBACK")
         await asyncio.gather(*waiting)
     other_writer.close()
+
+
+async def test_start_waits_for_a_database_that_is_not_there_yet(
+    sqlite_stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sqlite_stores.config()
+    came = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def migrate_later(engine: object) -> None:
+        if not came.is_set():
+            loop.call_soon_threadsafe(came.set)
+            raise StoreUnavailable("database", "does not answer")
+
+    monkeypatch.setattr(composition, "migrate", migrate_later)
+    monkeypatch.setattr(composition, "RETRY_S", 0.01)
+    async with (
+        open_registry(config) as service,
+        running_server([service.registration], config, ready=service.ready, wait_ready=False) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        await came.wait()
+        await server.ready
+        assert not (await pb_grpc.RegistryServiceStub(channel).ListArtifacts(pb.ListArtifactsRequest())).artifacts
+
+
+async def test_database_of_a_newer_release_stops_the_start(sqlite_stores: Stores) -> None:
+    database = sqlite3.connect(sqlite_stores.database_url.removeprefix("sqlite:///"))
+    database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.commit()
+    database.close()
+    async with open_registry(sqlite_stores.config()) as service:
+        with pytest.raises(StartError, match="newer"):
+            await service.ready()
 
 
 def test_object_store_that_is_away_is_unavailable(
