@@ -41,11 +41,6 @@ class Home:
         """Held shared by every command that uses those services."""
         return self.root / "users.lock"
 
-    @property
-    def results(self) -> Path:
-        """Where results go when nothing else is said."""
-        return self.root / "results"
-
     def data_variables(self) -> dict[str, str]:
         """Return the variables that put each service's data below this home."""
         return {

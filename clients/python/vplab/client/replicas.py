@@ -68,7 +68,7 @@ class AsyncReplica:
         return await self._calls.unary(
             self._stub.GetServerInfo,
             pb.GetServerInfoRequest(),
-            lambda answer: _server_info(answer.server),
+            lambda answer: server_info(answer.server),
             timeout_s=timeout_s,
             default_s=_SHORT_S,
         )
@@ -87,7 +87,8 @@ class AsyncReplica:
         )
 
 
-def _server_info(message: pb.ServerInfo) -> ServerInfo:
+def server_info(message: pb.ServerInfo) -> ServerInfo:
+    """Return the value of a server's description."""
     return ServerInfo(
         service=message.service,
         instance=message.instance,

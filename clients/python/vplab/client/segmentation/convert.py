@@ -25,7 +25,7 @@ from vplab.client.times import time_of
 from vplab.errors import InvalidInput
 from vplab.wire.enums import EnumWords
 from vplab.wire.images import image_to_proto
-from vplab.wire.masks import mask_from_proto, mask_to_proto
+from vplab.wire.masks import MAX_PIXELS, mask_from_proto, mask_to_proto
 from vplab.wire.prompts import box_from_proto, points_from_proto
 from vplab.wire.status import error_from_status
 from vplab.wire.tensors import tensor_from_proto
@@ -201,4 +201,6 @@ def _reference(message: pb.ReferenceInfo, field: str) -> StoredReference:
 def _size_hw(message: vision_pb2.ImageSize) -> tuple[int, int]:
     if not message.width or not message.height:
         raise InvalidInput("is missing or zero", field="image_size")
+    if message.width * message.height > MAX_PIXELS:
+        raise InvalidInput(f"{message.width}x{message.height} is more than {MAX_PIXELS} pixels", field="image_size")
     return message.height, message.width
