@@ -96,9 +96,15 @@ def test_an_input_size_off_the_patch_grid_is_invalid_input(size: int, tmp_path: 
 
 def test_a_model_that_is_nearly_dino_is_refused_with_the_difference(tmp_path: Path) -> None:
     _, state = tensors(SMALL, 1, tmp_path / "model.safetensors")
-    state["mask_token"] = torch.zeros(1, 384)
-    with pytest.raises(InvalidInput, match=r"nearest is vit_small_patch14_dinov2, which differs in mask_token"):
+    state["register_tokens"] = torch.zeros(1, 4, 384)
+    with pytest.raises(InvalidInput, match=r"nearest is vit_small_patch14_dinov2, which differs in register_tokens"):
         dino_encoder(state)
+
+
+def test_what_only_pre_training_used_is_left_out(tmp_path: Path) -> None:
+    _, state = tensors(SMALL, 1, tmp_path / "model.safetensors")
+    state |= {"mask_token": torch.ones(1, 384), "rope.periods": torch.ones(16)}
+    assert dino_encoder(state)[1].architecture == f"{SMALL}_depth1"
 
 
 def test_a_missing_tensor_of_a_later_block_is_named(tmp_path: Path) -> None:

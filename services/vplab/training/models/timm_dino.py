@@ -40,6 +40,8 @@ def dino_encoder(
     DINOV3_INPUT_SIZE where positions are rotary.
     Raises InvalidInput naming the tensors that do not fit.
     """
+    # As timm's own loading does: one served pre-training only, the others are constants that timm computes.
+    state = {key: value for key, value in state.items() if key != "mask_token" and not key.startswith("rope.")}
     name, _, tag = architecture.partition(".") if architecture else (find_architecture(state), "", "")
     if not DINO_ARCHITECTURE.fullmatch(name):
         raise InvalidInput(f"{architecture} is not a DINOv2 or DINOv3 model of timm", field="architecture")
