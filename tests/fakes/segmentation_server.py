@@ -35,10 +35,12 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
         self.prompt_sets: dict[str, list[pb.PromptSet]] = {}
         self.blobs: dict[str, bytes] = {}
         self.num_segmented = 0
+        self.predictions_asked: list[pb.PredictMasksRequest] = []
         self.before_segment: Callable[[bytes], None] = lambda data: None
         self._lock = threading.Lock()
 
     def PredictMasks(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.predictions_asked.append(request)
         with refusing(context):
             pixels = decode(request.image.encoded)
             masks = [pixels >= THRESHOLD, pixels >= THRESHOLD // 2, pixels >= 0]
