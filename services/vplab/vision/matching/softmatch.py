@@ -47,7 +47,7 @@ def soft_scores(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.fl
         block = features[start : start + _BLOCK]
         forward = block @ mean_row / _TEMPERATURE
         log_score[start : start + _BLOCK] = 2 * forward - _log_sum_over_references(bank, block)
-    return np.exp(log_score - log_score.max())
+    return np.asarray(np.exp(log_score - log_score.max()), np.float32)
 
 
 def _log_sum_over_references(bank: ClassBank, block: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,0 +1,145 @@
+"""Puts the service together from its settings and backends; ``__main__`` and tests start here."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from vplab.api.segmentation.v1 import segmentation_service_pb2_grpc as pb_grpc
+from vplab.runtime.onnx_session import OnnxSettings
+from vplab.runtime.server import Registration, StartError
+from vplab.runtime.server_info import ServedModel
+from vplab.segmentation.backends.onnx_segmenters import OnnxSegmenterLoader
+from vplab.segmentation.config import SegmentationConfig
+from vplab.segmentation.core import SegmentationCore
+from vplab.segmentation.decode_queue import DecodeQueue, decode_batch
+from vplab.segmentation.ports import Embedder, ModelSource, PromptSetStore
+from vplab.segmentation.prompt_sets import PromptSets
+from vplab.segmentation.segmenters import Segmenters
+from vplab.segmentation.servicer import SegmentationServicer
+from vplab.segmentation.targets import Targets
+from vplab.segmentation.workers import Workers
+from vplab.vision.images import ImageLimits
+
+_log = structlog.get_logger(__name__)
+
+SERVICE_NAME = "vplab.api.segmentation.v1.SegmentationService"
+# Room in a message for everything that is not logits.
+_MESSAGE_MARGIN_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class SegmentationService:
+    """Everything the server frame needs to serve."""
+
+    registration: Registration
+    segmenters: Segmenters
+
+    def served_models(self) -> Sequence[ServedModel]:
+        """Return the loaded segmenters."""
+        return [
+            ServedModel("segmenter", version.model.name, version.model.digest, aliases, loaded.device)
+            for version, loaded, aliases in self.segmenters.served()
+        ]
+
+
+@asynccontextmanager
+async def open_segmentation(
+    config: SegmentationConfig, source: ModelSource, store: PromptSetStore, embedder: Embedder
+) -> AsyncIterator[SegmentationService]:
+    """Start the device's queue, the threads and the background work; close them in the reverse order.
+
+    Raises StartError if the cache folder cannot be used.
+    """
+    try:
+        await asyncio.to_thread(config.cache_dir.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"cannot use {config.cache_dir}: {error.strerror or error}") from error
+    async with AsyncExitStack() as stack:
+        workers = Workers(config.worker_threads, config.max_waiting)
+        stack.callback(workers.close)
+        queue: DecodeQueue = DecodeQueue(
+            decode_batch,
+            name="decoder",
+            capacity=config.queue_capacity,
+            max_batch_size=config.max_batch_size,
+            max_wait_s=config.max_batch_wait_s,
+            batch_key=lambda item: item.batch_key,
+        )
+        queue.start()
+        stack.push_async_callback(queue.close)
+        segmenters = Segmenters(source, OnnxSegmenterLoader(_onnx(config)), config.max_segmenters)
+        stack.push_async_callback(segmenters.close)
+        targets = Targets(
+            embedder,
+            workers,
+            ImageLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
+            cache_bytes=config.embedding_cache_bytes,
+            max_tiles=config.max_tiles,
+        )
+        prompt_sets = PromptSets(
+            store,
+            segmenters,
+            targets,
+            workers,
+            default_segmenter=config.default_segmenter,
+            default_feature_encoder=config.default_feature_encoder,
+            tile_side=config.tile_side,
+            cache_bytes=config.reference_cache_bytes,
+        )
+        stack.callback(prompt_sets.close)
+        core = SegmentationCore(
+            source,
+            segmenters,
+            prompt_sets,
+            targets,
+            queue,
+            workers,
+            default_segmenter=config.default_segmenter,
+            refines=config.refines,
+            max_logits_bytes=max(0, config.max_send_bytes - _MESSAGE_MARGIN_BYTES),
+        )
+        background = _Background()
+        stack.push_async_callback(background.close)
+        background.start("aliases", segmenters.follow())
+        if config.preload:
+            background.start("preload", segmenters.preload(config.default_segmenter))
+        servicer = SegmentationServicer(core, config.stream_frames_at_once)
+
+        def add(server: Any) -> None:
+            pb_grpc.add_SegmentationServiceServicer_to_server(servicer, server)
+
+        yield SegmentationService(Registration(SERVICE_NAME, add), segmenters)
+
+
+class _Background:
+    """Tasks that last as long as the service; one that fails is logged, and the service goes on without it."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except Exception:
+                _log.exception("background_work_failed", work=name)
+
+        self._tasks.add(asyncio.create_task(run(), name=name))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _onnx(config: SegmentationConfig) -> OnnxSettings:
+    return OnnxSettings(
+        providers=config.providers,
+        device_id=config.device_id,
+        intra_op_threads=config.intra_op_threads,
+        engine_cache=config.cache_dir / "tensorrt",
+    )

@@ -1,0 +1,87 @@
+"""The settings of the segmentation service; the only list of its variables."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from vplab.errors import InvalidInput
+from vplab.runtime.onnx_session import Provider
+from vplab.runtime.settings import MIB, SecondsOrZero, ServerSettings
+from vplab.wire.names import parse_version_or_alias
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def _home() -> Path:
+    return Path(os.environ.get("VPLAB_HOME") or "~/.local/share/vplab").expanduser().absolute()
+
+
+class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
+    """``cache_dir`` is read from ``VPLAB_SEGMENTATION_CACHE_DIR``, and so on; the frame's settings are in the base."""
+
+    listen: str = "127.0.0.1:50053"
+    registry_address: str | None = None
+    """Where the registry listens; unset is what every client reads, ``VPLAB_REGISTRY_ADDRESS`` or ``VPLAB_ADDRESS``."""
+    embedding_address: str | None = None
+    """Where the embedding service listens; unset is ``VPLAB_EMBEDDING_ADDRESS`` or ``VPLAB_ADDRESS``."""
+    cache_dir: Path = Field(default_factory=lambda: _home() / "segmentation")
+    """Folder for what can be had again: downloaded segmenters and prompt sets."""
+
+    default_segmenter: str = "artifacts/nano-segmenter"
+    """Segmenter of calls that name none."""
+    default_feature_encoder: str = "artifacts/nano-encoder"
+    """Encoder of the patch features of prompt sets that name none."""
+    preload: bool = True
+    """Whether the default segmenter is loaded at the start."""
+    max_segmenters: Count = 4
+    """Segmenters in memory; the least recently used leave."""
+
+    embedding_precision: Literal["float16", "float32"] = "float16"
+    """Precision of the embeddings asked for. float16 halves memory and wire and moves logits by about 0.01; float32
+    equals segment-anything."""
+    embedding_cache_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
+    """Bound of the embeddings kept in this process, so that the second click on an image asks nobody."""
+    reference_cache_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
+    """Bound of the prompt sets' reference features in memory. The set in use is kept even when it alone exceeds it."""
+
+    max_image_bytes: Count = 32 * MIB
+    """Largest file or frame."""
+    max_image_pixels: Count = 100_000_000
+    """Largest width times height."""
+    tile_side: Annotated[int, Field(ge=0, le=16384)] = 2048
+    """Images whose long side is greater are cut into overlapping tiles of this side, in pixels; 0 never tiles."""
+    max_tiles: Count = 64
+    """Most tiles of one image; more is refused. Their embeddings are in memory together."""
+    refines: Literal["auto", "always", "never"] = "auto"
+    """Whether each mask is decoded a second time from its box and logits. ``auto``: where the segmenter draws no prompt
+    raster, which is all published SAMs; the nano segmenter gains nothing by it."""
+
+    providers: tuple[Provider, ...] = ()
+    """What runs the graphs, in order of preference, a JSON list of ``tensorrt``, ``cuda`` and ``cpu``; empty takes CUDA
+    where a device answers, else the CPU."""
+    device_id: Annotated[int, Field(ge=0)] = 0
+    """Which of the visible GPUs."""
+    intra_op_threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of one run on the CPU; 0 lets ONNX Runtime take one per physical core."""
+    queue_capacity: Count = 256
+    """Decoder calls that may wait for the device."""
+    max_batch_size: Count = 4
+    """Decoder calls, of up to 32 prompts each, that share one run."""
+    max_batch_wait_s: SecondsOrZero = 0.0
+    """How long a call waits for others to share its run."""
+    worker_threads: Count = min(4, os.cpu_count() or 1)
+    """Images that are matched, or masks that are resized, at a time."""
+    max_waiting: Count = 128
+    """Such pieces of work that may wait for a thread; more is refused with OVERLOADED."""
+    stream_frames_at_once: Count = 2
+    """Frames of one stream that are worked on at a time; the others of ``max_in_flight`` wait and may be dropped."""
+
+    @field_validator("default_segmenter", "default_feature_encoder")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        try:
+            return str(parse_version_or_alias(name, field="name"))
+        except InvalidInput as error:
+            raise ValueError(error.message) from error

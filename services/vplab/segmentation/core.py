@@ -1,0 +1,266 @@
+"""The use cases: masks from prompts, and masks from a prompt set."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vplab.errors import InvalidInput
+from vplab.segmentation import metrics
+from vplab.segmentation.decode_queue import DecodeQueue, QueueDecoder, Urgency, decode
+from vplab.segmentation.errors import AdapterBaseMismatch, AdapterNotApplied, AnswerTooLarge, ModelMismatch
+from vplab.segmentation.ports import ModelSource
+from vplab.segmentation.prompt_sets import PromptSets
+from vplab.segmentation.segmenters import Segmenters
+from vplab.segmentation.targets import IMAGE_EMBEDDING, Targets, check_embedding
+from vplab.segmentation.values import (
+    ClassFinding,
+    EncoderVersion,
+    ImageInput,
+    Options,
+    PredictedMask,
+    Prediction,
+    PromptSet,
+    Provenance,
+    References,
+    Segmentation,
+    SegmenterVersion,
+    StoredMask,
+    Target,
+    Timings,
+)
+from vplab.segmentation.workers import Workers
+from vplab.vision.masks import encode_runs, upsample_logits
+from vplab.vision.matching import MATCHERS, MatchOptions
+from vplab.vision.pipeline.decoding import PromptDecoder
+from vplab.vision.pipeline.segment import ClassSegmentation, SegmentOptions, segment_class
+from vplab.vision.preprocessing import FrameTransform, frame_transform
+from vplab.vision.prompts import ObjectPrompt, PromptTokens, group_by_token_count, prompt_tokens
+
+
+class SegmentationCore:
+    """What SegmentationService does, over values and ports."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        segmenters: Segmenters,
+        prompt_sets: PromptSets,
+        targets: Targets,
+        queue: DecodeQueue,
+        workers: Workers,
+        *,
+        default_segmenter: str,
+        refines: str,
+        max_logits_bytes: int,
+    ) -> None:
+        """refines: ``auto``, ``always`` or ``never``. max_logits_bytes: most that the logits of one answer may take."""
+        self._source = source
+        self._segmenters = segmenters
+        self.prompt_sets = prompt_sets
+        self._targets = targets
+        self._queue = queue
+        self._workers = workers
+        self._default_segmenter = default_segmenter
+        self._refines = refines
+        self._max_logits_bytes = max_logits_bytes
+
+    async def predict_masks(
+        self,
+        image: ImageInput,
+        prompts: Sequence[ObjectPrompt],
+        segmenter: str,
+        adapter: str,
+        *,
+        multimask: bool,
+        includes_logits: bool,
+        urgency: Urgency,
+    ) -> Prediction:
+        """Predict one mask, or three, for each prompt. segmenter, adapter: full names, empty for the default, or none.
+
+        Raises InvalidInput for a prompt that does not fit the image, EmbeddingNotCached, NotFound, ModelUnsupported,
+        ModelMismatch, AdapterBaseMismatch, AnswerTooLarge, and what the queue raises.
+        """
+        version = await self._segmenters.resolve(segmenter or self._default_segmenter)
+        await self.check_adapter(adapter, version)
+        num_logits = len(prompts) * _num_masks(version, multimask) * int(np.prod(version.spec.low_res_hw))
+        if includes_logits and 4 * num_logits > self._max_logits_bytes:
+            raise AnswerTooLarge(4 * num_logits, self._max_logits_bytes)
+        encoder = await self._image_encoder(version)
+        loaded = await self._segmenters.get(version)
+        embedded = (await self._targets.embed(image, {encoder.model: [IMAGE_EMBEDDING]}))[encoder.model]
+        embedding = check_embedding(embedded, IMAGE_EMBEDDING, version.spec.embedding_shape)
+        transform = frame_transform(embedded.image_hw, encoder.spec.preprocessing)
+        tokens = await self._workers.run(lambda: _tokens(prompts, transform, version))
+        planes: list[tuple[NDArray[np.float32], NDArray[np.float32]] | None] = [None] * len(prompts)
+        for members in group_by_token_count(tokens).values():
+            group = [tokens[m] for m in members]
+            logits, ious = await decode(self._queue, loaded, version.spec, embedding, group, urgency)
+            for member, one_logits, one_ious in zip(members, logits, ious, strict=True):
+                chosen = slice(1, None) if multimask and version.spec.num_planes > 1 else slice(0, 1)
+                planes[member] = (one_logits[chosen].copy(), one_ious[chosen].copy())
+        found = [p for p in planes if p is not None]
+        objects = await self._workers.run(
+            lambda: tuple(_masks(logits, ious, transform, version.spec.mask_threshold) for logits, ious in found)
+        )
+        provenance = Provenance(embedded.image_digest, version.model, encoder.model)
+        return Prediction(objects, embedded.image_hw, provenance)
+
+    async def check_adapter(self, adapter: str, version: SegmenterVersion) -> None:
+        """Refuse an adapter that cannot be applied; an empty name is none.
+
+        Raises NotFound, ModelUnsupported, AdapterBaseMismatch, AdapterNotApplied.
+        """
+        if not adapter:
+            return
+        found = await self._source.find_adapter(adapter)
+        if found.segmenter_digest != version.model.digest:
+            raise AdapterBaseMismatch(found.model.name, expected=found.segmenter_digest, actual=version.model.digest)
+        raise AdapterNotApplied(found.model.name)
+
+    async def find_prompt_set(self, name: str, adapter: str) -> PromptSet:
+        """Return the prompt set to segment with, once it is certain that its models and the adapter fit.
+
+        Raises NotFound, ModelUnsupported, ModelMismatch, AdapterBaseMismatch.
+        """
+        prompt_set = await self.prompt_sets.get(name)
+        version = await self._segmenter_of(prompt_set)
+        await self.check_adapter(adapter, version)
+        return prompt_set
+
+    async def segment(
+        self, image: ImageInput, prompt_set: PromptSet, options: Options, urgency: Urgency
+    ) -> Segmentation:
+        """Find the classes of a prompt set in an image.
+
+        options: what the caller said; the prompt set's are their defaults. Deterministic for equal input and seed.
+        Raises as predict_masks, and InvalidInput for an image of too many tiles.
+        """
+        began = time.monotonic()
+        options = self.prompt_sets.effective(options.over(prompt_set.content.options))
+        version = await self._segmenter_of(prompt_set)
+        image_encoder = await self._image_encoder(version)
+        feature_encoder = await self._segmenters.encoder(prompt_set.feature_encoder.name)
+        loaded = await self._segmenters.get(version)
+        references = await self.prompt_sets.references(prompt_set, options)
+        target = await self._targets.open(image, image_encoder, feature_encoder, options.tile_side or 0)
+        embedded = time.monotonic()
+        decoder = QueueDecoder(self._queue, version, loaded, image_encoder.spec.preprocessing, target, urgency)
+        refines = self._refines == "always" or (self._refines == "auto" and version.spec.prompt_raster is None)
+        work = _Work(prompt_set, references, target, options, refines)
+        try:
+            findings, match_s = await self._workers.run(lambda: work.run(decoder))
+        except asyncio.CancelledError:
+            decoder.cancel()
+            raise
+        ended = time.monotonic()
+        timings = Timings(embedded - began, match_s, ended - embedded - match_s, ended - began)
+        _observe(timings)
+        provenance = Provenance(
+            target.image_digest, version.model, image_encoder.model, feature_encoder.model, prompt_set.model
+        )
+        return Segmentation(findings, target.image_hw, provenance, timings, options)
+
+    async def _segmenter_of(self, prompt_set: PromptSet) -> SegmenterVersion:
+        version = await self._segmenters.resolve(prompt_set.segmenter.name)
+        if version.model.digest != prompt_set.segmenter.digest:
+            raise ModelMismatch(
+                f"{version.model.name} is not what {prompt_set.model.name} was made with",
+                expected=prompt_set.segmenter.digest,
+                actual=version.model.digest,
+            )
+        return version
+
+    async def _image_encoder(self, version: SegmenterVersion) -> EncoderVersion:
+        encoder = await self._segmenters.encoder(version.image_encoder.name)
+        if encoder.model.digest != version.image_encoder.digest:
+            raise ModelMismatch(
+                f"{encoder.model.name} is not the encoder that {version.model.name} was made with",
+                expected=version.image_encoder.digest,
+                actual=encoder.model.digest,
+            )
+        return encoder
+
+
+class _Work:
+    """One image's matching and decoding, in a worker thread."""
+
+    def __init__(
+        self, prompt_set: PromptSet, references: References, target: Target, options: Options, refines: bool
+    ) -> None:
+        self._prompt_set = prompt_set
+        self._references = references
+        self._target = target
+        self._options = options
+        self._refines = refines
+        self._match_s = 0.0
+
+    def run(self, decoder: PromptDecoder) -> tuple[tuple[ClassFinding, ...], float]:
+        findings = []
+        for item in self._prompt_set.content.classes:
+            found = self._find(item.class_id, decoder)
+            mask = found.mask(self._target.image_hw)
+            findings.append(ClassFinding(item, found, StoredMask(self._target.image_hw, encode_runs(mask))))
+        return tuple(findings), self._match_s
+
+    def _find(self, class_id: int, decoder: PromptDecoder) -> ClassSegmentation:
+        options = self._options
+        assert options.matcher is not None, "effective options are complete"
+        threshold = options.presence_threshold
+        if threshold is None:
+            threshold = self._prompt_set.content.presence_thresholds[class_id]
+        match_options = MatchOptions(
+            max_points=options.max_points or 0,
+            num_background_points=options.num_background_points or 0,
+            min_relative_score=options.min_relative_score or 0.0,
+            presence_threshold=threshold,
+            seed=options.seed or 0,
+        )
+        began = time.monotonic()
+
+        def on_matched() -> None:
+            self._match_s += time.monotonic() - began
+
+        return segment_class(
+            MATCHERS[options.matcher.value],
+            self._references.banks[class_id],
+            self._target.patches,
+            decoder,
+            match_options,
+            SegmentOptions(min_mask_score=options.min_mask_score or 0.0, refines=self._refines),
+            on_matched,
+        )
+
+
+def _num_masks(version: SegmenterVersion, multimask: bool) -> int:
+    return max(1, version.spec.num_planes - 1) if multimask else 1
+
+
+def _tokens(
+    prompts: Sequence[ObjectPrompt], transform: FrameTransform, version: SegmenterVersion
+) -> list[PromptTokens]:
+    tokens = []
+    for index, prompt in enumerate(prompts):
+        try:
+            prompt.check(transform.original_hw, version.spec.low_res_hw)
+        except InvalidInput as error:
+            raise error.under(f"prompts[{index}]") from error
+        tokens.append(prompt_tokens(prompt, transform, version.spec))
+    return tokens
+
+
+def _masks(
+    logits: NDArray[np.float32], ious: NDArray[np.float32], transform: FrameTransform, threshold: float
+) -> tuple[PredictedMask, ...]:
+    masks = []
+    for plane, iou in zip(logits, ious, strict=True):
+        mask = upsample_logits(plane[None], transform)[0] > threshold
+        masks.append(PredictedMask(StoredMask(transform.original_hw, encode_runs(mask)), float(iou), plane))
+    return tuple(masks)
+
+
+def _observe(timings: Timings) -> None:
+    for stage in ("embed", "match", "decode", "total"):
+        metrics.STAGE_SECONDS.labels(stage).observe(getattr(timings, f"{stage}_s"))

@@ -1,0 +1,134 @@
+"""Decoder calls through the device's queue, and the bridge that lets a worker thread wait for one."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vplab.errors import Cancelled
+from vplab.runtime.device_queue import DeviceQueue, Priority
+from vplab.segmentation.ports import LoadedSegmenter
+from vplab.segmentation.values import SegmenterVersion, Target
+from vplab.vision.pipeline.decoding import CHUNK
+from vplab.vision.preprocessing import FrameTransform, frame_transform
+from vplab.vision.prompts import PromptTokens
+from vplab.vision.specs import Preprocessing, SegmenterSpec
+
+Decoded = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Logits (N, planes, h, w) and predicted IoU (N, planes)."""
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeItem:
+    """Up to CHUNK prompts of one image, all of equally many tokens."""
+
+    segmenter: LoadedSegmenter
+    spec: SegmenterSpec
+    embedding: NDArray[Any]
+    """(C, h, w) of the image."""
+    tokens: Sequence[PromptTokens]
+
+    @property
+    def batch_key(self) -> tuple[int, int]:
+        """Items that may share a run: of one segmenter, and of equally many tokens, because padding tokens would take
+        part in the decoder's attention."""
+        return id(self.segmenter), len(self.tokens[0].labels)
+
+
+@dataclass(frozen=True)
+class Urgency:
+    """Who waits, and until when on ``time.monotonic()``'s clock."""
+
+    priority: Priority
+    deadline: float | None
+
+
+DecodeQueue = DeviceQueue[DecodeItem, Decoded]
+
+
+def decode_batch(items: Sequence[DecodeItem]) -> Sequence[Decoded]:
+    """Run items of one batch key as one batch over images and prompts; runs on the device's thread."""
+    spec = items[0].spec
+    images: dict[int, int] = {}
+    for item in items:
+        images.setdefault(id(item.embedding), len(images))
+    embeddings = {images[id(item.embedding)]: item.embedding for item in items}
+    index = np.concatenate([np.full(len(item.tokens), images[id(item.embedding)], np.int64) for item in items])
+    tokens = [token for item in items for token in item.tokens]
+    masks = np.zeros((len(tokens), 1, *spec.low_res_hw), np.float32)
+    for row, token in zip(masks, tokens, strict=True):
+        if token.mask_logits is not None:
+            row[0] = token.mask_logits
+    logits, ious = items[0].segmenter.run(
+        np.stack([embeddings[i] for i in range(len(embeddings))]).astype(np.float32),
+        index,
+        np.stack([token.coords for token in tokens]),
+        np.stack([token.labels for token in tokens]),
+        masks,
+        np.array([token.mask_logits is not None for token in tokens], np.float32),
+    )
+    ends = np.cumsum([len(item.tokens) for item in items])
+    return [
+        (logits[end - len(item.tokens) : end], ious[end - len(item.tokens) : end])
+        for item, end in zip(items, ends.tolist(), strict=True)
+    ]
+
+
+async def decode(
+    queue: DecodeQueue,
+    segmenter: LoadedSegmenter,
+    spec: SegmenterSpec,
+    embedding: NDArray[Any],
+    tokens: Sequence[PromptTokens],
+    urgency: Urgency,
+) -> Decoded:
+    """Decode prompts of equally many tokens, CHUNK of them in one item. Raises as DeviceQueue.submit."""
+    items = [
+        DecodeItem(segmenter, spec, embedding, tokens[start : start + CHUNK]) for start in range(0, len(tokens), CHUNK)
+    ]
+    parts = [await queue.submit(item, priority=urgency.priority, deadline=urgency.deadline) for item in items]
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+class QueueDecoder:
+    """Implements ``PromptDecoder`` for the pipeline, which runs in a worker thread: each call waits in the queue."""
+
+    def __init__(
+        self,
+        queue: DecodeQueue,
+        version: SegmenterVersion,
+        segmenter: LoadedSegmenter,
+        preprocessing: Preprocessing,
+        target: Target,
+        urgency: Urgency,
+    ) -> None:
+        self._queue = queue
+        self._version = version
+        self._segmenter = segmenter
+        self._preprocessing = preprocessing
+        self._target = target
+        self._urgency = urgency
+        self._loop = asyncio.get_running_loop()
+        self._is_cancelled = threading.Event()
+
+    @property
+    def spec(self) -> SegmenterSpec:
+        return self._version.spec
+
+    def transform(self, tile: int) -> FrameTransform:
+        return frame_transform(self._target.patches.tiles[tile].area.size_hw, self._preprocessing)
+
+    def decode(self, tile: int, tokens: Sequence[PromptTokens]) -> Decoded:
+        if self._is_cancelled.is_set():
+            raise Cancelled("the caller went away")
+        embedding = self._target.embeddings[tile]
+        call = decode(self._queue, self._segmenter, self.spec, embedding, tokens, self._urgency)
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
+    def cancel(self) -> None:
+        """Let the thread end at its next call."""
+        self._is_cancelled.set()

@@ -1,0 +1,206 @@
+"""Images to what matching and decoding need: embeddings and patch features, tile by tile for large ones."""
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vplab.errors import InvalidInput
+from vplab.segmentation.byte_cache import ByteCache
+from vplab.segmentation.errors import EmbeddingNotCached, ModelMismatch
+from vplab.segmentation.ports import Embedder
+from vplab.segmentation.values import (
+    Embedded,
+    EncodedImage,
+    EncoderVersion,
+    FrameImage,
+    ImageInput,
+    KnownImage,
+    ModelRef,
+    Target,
+)
+from vplab.segmentation.workers import Workers
+from vplab.vision.images import (
+    ImageLimits,
+    ImageRGB,
+    PixelFormat,
+    decode_image,
+    encoded_digest,
+    frame_digest,
+    frame_to_rgb,
+    read_size_hw,
+)
+from vplab.vision.matching import PatchFeatures, TargetPatches
+from vplab.vision.preprocessing import frame_transform
+from vplab.vision.tiling import Tile, tile_layout
+
+IMAGE_EMBEDDING, PATCH_FEATURES = "image_embedding", "patch_features"
+_TILES_AT_ONCE = 4
+
+Value = TypeVar("Value")
+Wanted = Mapping[ModelRef, Sequence[str]]
+"""Roles wanted of each encoder."""
+
+
+class Targets:
+    """Embeds images, remembering what this process has seen."""
+
+    def __init__(
+        self, embedder: Embedder, workers: Workers, limits: ImageLimits, *, cache_bytes: int, max_tiles: int
+    ) -> None:
+        self._embedder = embedder
+        self._workers = workers
+        self._limits = limits
+        self._max_tiles = max_tiles
+        self._cache: ByteCache[Embedded] = ByteCache("embedding", cache_bytes, lambda e: e.num_bytes)
+
+    async def embed(self, image: ImageInput, wanted: Wanted) -> Mapping[ModelRef, Embedded]:
+        """Return what each encoder says of an image, from this process's memory or the embedding service.
+
+        Raises as Embedder.embed.
+        """
+        digest = await self.digest(image)
+        found = {model: self._cache.get((digest, model.digest, tuple(roles))) for model, roles in wanted.items()}
+        missing = {model: wanted[model] for model, embedded in found.items() if embedded is None}
+        fresh = await self._embedder.embed(image, missing) if missing else {}
+        for model, embedded in fresh.items():
+            self._cache.put((embedded.image_digest, model.digest, tuple(wanted[model])), embedded)
+        return {model: embedded or fresh[model] for model, embedded in found.items()}
+
+    async def digest(self, image: ImageInput) -> str:
+        """Return an image's digest without decoding it. Raises InvalidInput for a frame that does not fit its data."""
+        match image:
+            case KnownImage(digest):
+                return digest
+            case EncodedImage(data):
+                if len(data) > self._limits.max_bytes:
+                    message = f"the file is {len(data)} bytes; at most {self._limits.max_bytes}"
+                    raise InvalidInput(message, field="image.encoded", reason="IMAGE_TOO_LARGE")
+                return await self._workers.run(lambda: encoded_digest(data))
+            case FrameImage() as f:
+                return await self._workers.run(
+                    lambda: frame_digest(f.data, f.width, f.height, f.stride_bytes, f.pixel_format, self._limits)
+                )
+
+    async def open(
+        self, image: ImageInput, image_encoder: EncoderVersion | None, feature_encoder: EncoderVersion, tile_side: int
+    ) -> Target:
+        """Embed an image for matching with ``feature_encoder`` and decoding after ``image_encoder`` (None: not needed).
+
+        Raises as Embedder.embed; EmbeddingNotCached for a digest of an image that needs tiles; InvalidInput for more
+        tiles than are allowed.
+        """
+        wanted = _wanted(image_encoder, feature_encoder)
+        size_hw = await self._size_hw(image)
+        if size_hw is not None and _is_tiled(size_hw, tile_side):
+            return await self._open_tiles(image, wanted, image_encoder, feature_encoder, tile_side)
+        found = await self.embed(image, wanted)
+        whole = found[feature_encoder.model]
+        if _is_tiled(whole.image_hw, tile_side):
+            assert isinstance(image, KnownImage), "the size of an image that was sent is known"
+            raise EmbeddingNotCached(image.digest, "it is large enough to be cut into tiles")
+        area = Tile(0, 0, whole.image_hw[1], whole.image_hw[0])
+        return _target(whole.image_digest, whole.image_hw, [(area, found)], image_encoder, feature_encoder)
+
+    async def _size_hw(self, image: ImageInput) -> tuple[int, int] | None:
+        match image:
+            case EncodedImage(data):
+                return await self._workers.run(lambda: read_size_hw(data, self._limits))
+            case FrameImage() as frame:
+                return frame.height, frame.width
+        return None
+
+    async def _open_tiles(
+        self,
+        image: ImageInput,
+        wanted: Wanted,
+        image_encoder: EncoderVersion | None,
+        feature_encoder: EncoderVersion,
+        tile_side: int,
+    ) -> Target:
+        digest = await self.digest(image)
+        pixels = await self._workers.run(lambda: _decode(image, self._limits))
+        size_hw = (pixels.shape[0], pixels.shape[1])
+        areas = tile_layout(size_hw, tile_side)
+        if len(areas) > self._max_tiles:
+            message = f"{len(areas)} tiles of {tile_side} pixels; at most {self._max_tiles}: choose a larger tile_side"
+            raise InvalidInput(message, field="options.tile_side")
+        turns = asyncio.Semaphore(_TILES_AT_ONCE)
+
+        async def embed(area: Tile) -> Mapping[ModelRef, Embedded]:
+            async with turns:
+                return await self.embed(_frame(area.crop(pixels)), wanted)
+
+        found = await _all(embed(area) for area in areas)
+        return _target(digest, size_hw, list(zip(areas, found, strict=True)), image_encoder, feature_encoder)
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
+    """Await all; the first failure cancels the others."""
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def check_embedding(embedded: Embedded, role: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return an output of the shape a model needs. Raises ModelMismatch."""
+    array = embedded.outputs.get(role)
+    actual = "none" if array is None else str(list(array.shape))
+    if array is None or array.shape != shape:
+        message = f"{embedded.encoder.name} returns {role} {actual}, {list(shape)} is needed"
+        raise ModelMismatch(message, expected=str(list(shape)), actual=actual)
+    return array
+
+
+def _wanted(image_encoder: EncoderVersion | None, feature_encoder: EncoderVersion) -> Wanted:
+    wanted: dict[ModelRef, list[str]] = {}
+    if image_encoder is not None:
+        wanted.setdefault(image_encoder.model, []).append(IMAGE_EMBEDDING)
+    wanted.setdefault(feature_encoder.model, []).append(PATCH_FEATURES)
+    return wanted
+
+
+def _is_tiled(size_hw: tuple[int, int], tile_side: int) -> bool:
+    return tile_side > 0 and max(size_hw) > tile_side
+
+
+def _target(
+    digest: str,
+    size_hw: tuple[int, int],
+    tiles: Sequence[tuple[Tile, Mapping[ModelRef, Embedded]]],
+    image_encoder: EncoderVersion | None,
+    feature_encoder: EncoderVersion,
+) -> Target:
+    output = feature_encoder.spec.output(PATCH_FEATURES)
+    assert output is not None, "checked when the prompt set was made"
+    patches, embeddings = [], []
+    for area, found in tiles:
+        features = check_embedding(found[feature_encoder.model], PATCH_FEATURES, output.shape)
+        transform = frame_transform(area.size_hw, feature_encoder.spec.preprocessing)
+        patches.append(PatchFeatures(features.astype(np.float32), transform, output.stride, area.origin_xy))
+        if image_encoder is not None:
+            embedding = image_encoder.spec.output(IMAGE_EMBEDDING)
+            shape = embedding.shape if embedding is not None else ()
+            embeddings.append(check_embedding(found[image_encoder.model], IMAGE_EMBEDDING, shape))
+    return Target(digest, size_hw, TargetPatches.of(patches), tuple(embeddings))
+
+
+def _decode(image: ImageInput, limits: ImageLimits) -> ImageRGB:
+    match image:
+        case EncodedImage(data):
+            return decode_image(data, limits)
+        case FrameImage() as f:
+            return frame_to_rgb(f.data, f.width, f.height, f.stride_bytes, f.pixel_format, limits)
+        case KnownImage(digest):
+            raise EmbeddingNotCached(digest)
+
+
+def _frame(pixels: ImageRGB) -> FrameImage:
+    height, width = pixels.shape[:2]
+    return FrameImage(np.ascontiguousarray(pixels).tobytes(), width, height, 3 * width, PixelFormat.RGB8)
