@@ -154,7 +154,7 @@ def rollback(
     reason: ReasonOption = "",
     json_file: JsonFile = None,
 ) -> None:
-    """Point an alias back at the version it had before.
+    """Point an alias back at the version it had before; a second rollback takes the first one back.
 
     Example: vplab models rollback scratches --reason "line 2 stopped"
     """
