@@ -6,14 +6,20 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy import event
 
 from fakes.registry_stores import FakeClock, Stores, opened_registry, upload_bytes
 from vplab.api.registry.v1 import registry_service_pb2 as pb
 from vplab.api.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from vplab.errors import Unavailable
 from vplab.registry import composition
+from vplab.registry.backends.file_blobs import FileBlobs
+from vplab.registry.backends.file_uploads import FileUploads
+from vplab.registry.backends.sql_catalog import SqlCatalog, open_engine
 from vplab.registry.composition import open_registry
-from vplab.registry.errors import StoreUnavailable
+from vplab.registry.core.registry import Registry
+from vplab.registry.errors import ResourceNotFound, StorageFull, StoreUnavailable
+from vplab.registry.values import ArtifactKind
 from vplab.runtime.server import StartError, running_server
 
 
@@ -74,6 +80,23 @@ async def test_database_of_a_newer_release_stops_the_start(sqlite_stores: Stores
     async with open_registry(sqlite_stores.config()) as service:
         with pytest.raises(StartError, match="newer"):
             await service.ready()
+
+
+def test_full_database_is_said_so(sqlite_stores: Stores) -> None:
+    engine = open_engine(sqlite_stores.database_url)
+
+    @event.listens_for(engine, "connect")
+    def take_no_more(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1").close()  # SQLite takes the present size
+
+    registry = Registry(
+        SqlCatalog(engine), FileBlobs(sqlite_stores.staging_folder), FileUploads(sqlite_stores.staging_folder)
+    )
+    with pytest.raises(StorageFull):
+        registry.artifacts.create("large", ArtifactKind.ADAPTER, description="x" * 10_000)
+    with pytest.raises(ResourceNotFound):
+        registry.artifacts.get("large")
+    engine.dispose()
 
 
 def test_object_store_that_is_away_is_unavailable(

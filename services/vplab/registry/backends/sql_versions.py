@@ -77,6 +77,8 @@ class SqlVersions:
         return [_version(row) for row in rows]
 
     def digests(self, keys: Collection[VersionKey]) -> Mapping[VersionKey, str]:
+        if not keys:
+            return {}
         ordered = sorted(keys)
         found: dict[VersionKey, str] = {}
         names = sorted({key.artifact_id for key in ordered})
