@@ -1,6 +1,6 @@
 """The segmentation service: masks from clicks and boxes, and from reference images.
 
 It needs a registry (segmenters, prompt sets) and an embedding service (image embeddings, patch features), and runs the
-prompt encoder and mask decoder itself, on ONNX Runtime. It refuses adapters that were made for another segmenter, models
+prompt encoder and mask decoder itself, on ONNX Runtime. It refuses adapters made for another segmenter, models
 whose embeddings do not fit together, and work that its device cannot do before the caller's deadline.
 """
