@@ -16,7 +16,7 @@ from vplab.client.segmentation.values import PromptSet
 from vplab.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound
 
 PICTURE, MASK = scene((40, 48, 20, RED), (96, 40, 16, GREEN))
-TARGET, TARGET_MASK = scene((84, 50, 22, RED), (30, 40, 14, GREEN), seed=1)
+TARGET, TARGET_MASK = scene((90, 50, 22, RED), (30, 46, 22, GREEN), seed=1)
 ABSENT, _ = scene((84, 50, 22, GREEN), seed=2)
 SPOT = SegmentClass(1, "red spot")
 
@@ -155,7 +155,7 @@ async def test_two_classes_are_told_apart(serving: Serving) -> None:
     red, other = answer.classes
     assert [red.class_id, other.class_id] == [1, 9]
     assert iou(red.mask, TARGET_MASK) > 0.6
-    assert iou(other.mask, scene((30, 40, 14, GREEN))[1]) > 0.5
+    assert iou(other.mask, scene((30, 46, 22, GREEN))[1]) > 0.6
     assert not (red.mask & other.mask).any()
 
 
@@ -195,7 +195,7 @@ async def test_the_threshold_of_the_call_goes_before_the_calibrated_one(serving:
 
 
 async def test_a_large_image_in_tiles_gives_what_the_whole_gives(serving: Serving) -> None:
-    big, mask = scene((200, 96, 36, RED), (60, 60, 30, GREEN), size_hw=(192, 400))
+    big, mask = scene((200, 96, 46, RED), (60, 90, 40, GREEN), size_hw=(192, 400))
     await create(serving)
     (tiled,) = (await segment(serving, big, tile_side=256, include_instances=True)).classes
     assert tiled.present

@@ -94,6 +94,8 @@ class ClientPromptSets:
         prompt_set = PromptSet(
             ModelRef(version.name, version.digest), content, segmenter, feature_encoder, version.create_time
         )
+        # Downloaded at once: a start without the registry must find it here.
+        await self._snapshots.fetch(version.name)
         self._keep(prompt_set)
         await self._remember(name, version.name)
         return prompt_set

@@ -62,7 +62,7 @@ class ClassBank:
         return foreground, (features @ self.background_centres.T).max(axis=1)
 
     def presence_score(self, features: NDArray[np.float32]) -> float:
-        """Return how similar the best matching patches are to the foreground, -1 to 1; 0 where none is nearer to it
+        """Return how similar the best matching patches are to the foreground, -1 to 1; -1 where none is nearer to it
         than to the background.
 
         The mean of the best three. Absolute: a target without the class scores low, however its patches compare among
@@ -70,7 +70,7 @@ class ClassBank:
         """
         foreground, background = self.similarities(features)
         winners = np.sort(foreground[foreground > background])[-_TOP:]
-        return float(winners.sum() / min(_TOP, len(features))) if len(winners) else 0.0
+        return float(winners.mean()) if len(winners) else -1.0
 
 
 def build_class_bank(references: Sequence[ClassReference], *, seed: int = 0) -> ClassBank:
