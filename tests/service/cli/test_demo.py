@@ -29,7 +29,7 @@ def test_the_figures_are_those_of_the_files(vplab: Vplab, tmp_path: Path) -> Non
     assert f"mIoU {figures['miou']:.3f}" in ran.out
     assert figures["num_images"] == 3
     assert 1 <= figures["num_clicks"] <= 6
-    with Image.open(tmp_path / "demo" / "demo.png") as picture:
+    with Image.open(tmp_path / "demo" / "demo.jpg") as picture:
         assert picture.width > 800
 
 

@@ -75,7 +75,7 @@ def demo(
     found = [read_labels(mask_path(out, journal.entries[file.key].name)) for _, file in done]
     agreement = compare(zip(found, (image.mask.astype(np.uint8) for image, _ in done), strict=True), [1])
     ious = [_iou(labels == 1, image.mask) for labels, (image, _) in zip(found, done, strict=True)]
-    picture = out / "demo.png"
+    picture = out / "demo.jpg"
     save_picture(_picture(images[0], taught, [image for image, _ in done], found, ious), picture)
     summary: dict[str, Any] = {
         **figures(agreement),
@@ -119,8 +119,7 @@ async def _teach(client: AsyncClient, image: bytes, truth: NDArray[np.bool_]) ->
     foreground: list[tuple[float, float]] = []
     background: list[tuple[float, float]] = []
     best = _Taught(Clicks(), np.zeros_like(truth), 0.0)
-    digest = None
-    current = np.zeros_like(truth)
+    proposal, current = None, np.zeros_like(truth)
     for _ in range(_MAX_CLICKS):
         missed, wrong = truth & ~current, current & ~truth
         (missed_xy, missed_depth), (wrong_xy, wrong_depth) = _middle(missed), _middle(wrong)
@@ -129,8 +128,7 @@ async def _teach(client: AsyncClient, image: bytes, truth: NDArray[np.bool_]) ->
         else:
             background.append(wrong_xy)
         clicks = Clicks(tuple(foreground), tuple(background))
-        proposal = await propose(client, image, clicks, segmenter="", choice=None, known_digest=digest)
-        digest = proposal.prediction.provenance.image_digest
+        proposal = await propose(client, image, clicks, segmenter="", choice=None, earlier=proposal)
         current = proposal.mask.mask
         iou = _iou(current, truth)
         if iou > best.iou or not best.clicks.points_xy:

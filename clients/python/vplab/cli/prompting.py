@@ -64,21 +64,22 @@ async def propose(
     *,
     segmenter: str,
     choice: int | None,
-    known_digest: str | None = None,
+    earlier: Proposal | None = None,
 ) -> Proposal:
     """Return the mask of one object: the best of three where the clicks are ambiguous, or the one chosen.
 
+    earlier: what fewer clicks on this image gave; it is handed back to be refined, as in SAM's interactive scheme.
     Raises InvalidInput for no clicks at all, or a choice that does not exist.
     """
     if not clicks.points_xy and clicks.box_xyxy is None:
         raise InvalidInput("click on the object with --point X,Y or enclose it with --box X0,Y0,X1,Y1", field="--point")
     prediction = await client.segmentation.predict_masks(
         image,
-        clicks.prompt(),
+        clicks.prompt(None if earlier is None else earlier.mask.low_res_logits),
         segmenter=segmenter,
         multimask=clicks.is_ambiguous or choice is not None,
         include_low_res_logits=True,
-        known_digest=known_digest,
+        known_digest=None if earlier is None else earlier.prediction.provenance.image_digest,
     )
     masks = prediction.objects[0]
     if choice is not None and not 0 <= choice < len(masks):
