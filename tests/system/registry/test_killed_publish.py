@@ -15,7 +15,7 @@ from vplab.registry.backends.sql_catalog import SqlCatalog, open_engine
 from vplab.registry.composition import open_blob_store
 from vplab.registry.values import BlobState
 
-CONTENT = {"model.json": b"{}", "weights.bin": b"w" * 3_000}
+CONTENT = {"weights.bin": b"w" * 3_000}  # two chunks
 ARTIFACT = "artifacts/scratch"
 REQUEST = "123e4567-e89b-42d3-a456-426614174000"
 
