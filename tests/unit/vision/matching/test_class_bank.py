@@ -8,16 +8,16 @@ from vplab.vision.matching import ClassReference, PatchFeatures, build_class_ban
 from vplab.vision.matching.kmeans import cosine_kmeans
 from vplab.vision.preprocessing import FrameTransform
 
-SIDE, STRIDE = 128, 8
+SIDE, STRIDE, WIDTH = 128, 8, 32
 GRID = SIDE // STRIDE
 FRAME = FrameTransform((SIDE, SIDE), (SIDE, SIDE), (SIDE, SIDE))
-AXES = np.eye(8, dtype=np.float32)
+AXES = np.eye(WIDTH, dtype=np.float32)
 
 
-def features_of(labels, noise=0.15, seed=0):
+def features_of(labels, noise=0.06, seed=0):
     """Patch features around one axis for each label of a (GRID, GRID) grid."""
     rng = np.random.default_rng(seed)
-    features = AXES[labels] + noise * rng.normal(size=(*labels.shape, 8))
+    features = AXES[labels] + noise * rng.normal(size=(*labels.shape, WIDTH))
     return (features / np.linalg.norm(features, axis=-1, keepdims=True)).astype(np.float32)
 
 
@@ -70,9 +70,9 @@ def test_equal_seeds_give_equal_banks():
 
 def test_presence_is_absolute():
     bank = build_class_bank([reference(square())])
-    with_object = features_of(labels_of(square(64, 8)), seed=1).reshape(-1, 8)
-    without = features_of(np.zeros((GRID, GRID), int), seed=2).reshape(-1, 8)
-    foreign = features_of(np.full((GRID, GRID), 5), noise=0.05, seed=3).reshape(-1, 8)
+    with_object = features_of(labels_of(square(64, 8)), seed=1).reshape(-1, WIDTH)
+    without = features_of(np.zeros((GRID, GRID), int), seed=2).reshape(-1, WIDTH)
+    foreign = features_of(np.full((GRID, GRID), 5), seed=3).reshape(-1, WIDTH)
     assert bank.presence_score(with_object) > bank.presence_threshold
     assert bank.presence_score(without) < bank.presence_threshold
     assert bank.presence_score(foreign) < bank.presence_threshold
@@ -84,7 +84,7 @@ def test_several_references_calibrate_on_each_other():
     bank = build_class_bank(references)
     single = build_class_bank(references[:1])
     assert bank.presence_threshold > single.presence_threshold
-    assert all(bank.presence_score(r.patches.features.reshape(-1, 8)) > bank.presence_threshold for r in references)
+    assert all(bank.presence_score(r.patches.features.reshape(-1, WIDTH)) > bank.presence_threshold for r in references)
 
 
 def test_a_reference_without_the_class_is_background():
@@ -113,7 +113,7 @@ def test_features_of_another_width_are_invalid_input():
 
 
 def test_kmeans_finds_the_directions_and_follows_the_seed():
-    rows = features_of(np.repeat(np.arange(4), 40).reshape(16, 10)).reshape(-1, 8)
+    rows = features_of(np.repeat(np.arange(4), 40).reshape(16, 10)).reshape(-1, WIDTH)
     weights = np.ones(len(rows), np.float32)
     centres = cosine_kmeans(rows, weights, 4, np.random.default_rng(0))
     assert sorted(centres.argmax(axis=1).tolist()) == [0, 1, 2, 3]
