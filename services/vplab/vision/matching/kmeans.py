@@ -21,8 +21,8 @@ def cosine_kmeans(
         previous, nearest = nearest, (rows @ centres.T).argmax(axis=1)
         if (nearest == previous).all():
             break
-        sums = np.zeros_like(centres)
-        np.add.at(sums, nearest, rows * weights[:, None])
+        members = np.where(nearest == np.arange(len(centres))[:, None], weights, np.float32(0))  # (K, N)
+        sums = members @ rows
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         centres = np.where(lengths > 1e-12, sums / np.maximum(lengths, 1e-12), centres)
     return centres

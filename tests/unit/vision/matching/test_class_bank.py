@@ -115,10 +115,10 @@ def test_features_of_another_width_are_invalid_input():
 def test_kmeans_finds_the_directions_and_follows_the_seed():
     rows = features_of(np.repeat(np.arange(4), 40).reshape(16, 10)).reshape(-1, WIDTH)
     weights = np.ones(len(rows), np.float32)
-    centres = cosine_kmeans(rows, weights, 4, np.random.default_rng(0))
-    assert sorted(centres.argmax(axis=1).tolist()) == [0, 1, 2, 3]
+    centres = cosine_kmeans(rows, weights, 8, np.random.default_rng(0))
+    assert set(centres.argmax(axis=1).tolist()) == {0, 1, 2, 3}
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1, atol=1e-5)
-    np.testing.assert_array_equal(centres, cosine_kmeans(rows, weights, 4, np.random.default_rng(0)))
+    np.testing.assert_array_equal(centres, cosine_kmeans(rows, weights, 8, np.random.default_rng(0)))
 
 
 def test_kmeans_of_equal_rows_ends():
