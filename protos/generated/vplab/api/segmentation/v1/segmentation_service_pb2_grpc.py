@@ -97,7 +97,8 @@ class SegmentationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPromptSet(self, request, context):
-        """GetPromptSet returns one prompt set version. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND.
+        """GetPromptSet returns one prompt set version. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND, MODEL_UNSUPPORTED (it is
+        another kind of artifact).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
