@@ -148,6 +148,7 @@ def test_a_graph_that_differs_from_its_model_is_refused_and_its_report_kept(
     assert report["passed"] is False
 
 
+@pytest.mark.slow
 def test_mobile_sam_is_imported_from_its_own_layout(tmp_path: Path) -> None:
     write_mobile_sam_checkpoint(tmp_path / "mobile_sam.pt")
     options = ImportOptions(family="mobile_sam", parity_image_sizes_hw=((300, 400),))
