@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vplab.vision.pipeline.decoding import Candidate
 
-_SAME_IOU = 0.3
+_SAME_IOU = 0.5
 _CONTAINED = 0.8
 """Masks are views of one instance from this IoU on, or when the better one holds this share of the other."""
 _SURE = 12.0

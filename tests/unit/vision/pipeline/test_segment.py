@@ -131,7 +131,7 @@ def test_instances_below_the_score_asked_for_are_dropped() -> None:
         [(200, 100, 40)],
         [(128, 128, 45), (330, 60, 30)],
         [(256, 150, 60)],
-        [(30, 30, 20), (470, 270, 25), (250, 150, 30)],
+        [(40, 40, 32), (450, 250, 34), (250, 150, 33)],
     ],
 )
 def test_tiles_give_the_instances_that_the_whole_gives(discs: list[tuple[int, int, int]]) -> None:
