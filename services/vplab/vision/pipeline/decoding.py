@@ -80,13 +80,17 @@ def decode_points(
         for point in points_xy
     ]
     origins = [(float(x), float(y)) for x, y in points_xy]
-    return [c for c in _decode(decoder, tile, tokens, origins, similarity) if c is not None]
+    planes = slice(1, None) if decoder.spec.num_planes > 1 else slice(0, 1)
+    return [c for c in _decode(decoder, tile, tokens, origins, similarity, planes) if c is not None]
 
 
 def refine(
     decoder: PromptDecoder, tile: int, candidates: Sequence[Candidate], similarity: NDArray[np.float32]
 ) -> list[Candidate]:
-    """Decode every candidate again from its points, its mask's box and its own logits; keep the better of the two."""
+    """Decode every candidate again from its points, its mask's box and its own logits; keep the better of the two.
+
+    The box leaves nothing ambiguous, so the answer is plane 0, the single mask.
+    """
     height, width = decoder.spec.low_res_hw
     step = np.array([decoder.spec.input_size / width, decoder.spec.input_size / height] * 2, np.float32)
     tokens = []
@@ -102,7 +106,7 @@ def refine(
                 candidate.logits,
             )
         )
-    again = _decode(decoder, tile, tokens, [c.point_xy for c in candidates], similarity)
+    again = _decode(decoder, tile, tokens, [c.point_xy for c in candidates], similarity, planes=slice(0, 1))
     return [
         new if new is not None and new.score >= old.score else old for old, new in zip(candidates, again, strict=True)
     ]
@@ -114,14 +118,15 @@ def _decode(
     tokens: Sequence[PromptTokens],
     points_xy: Sequence[tuple[float, float]],
     similarity: NDArray[np.float32],
+    planes: slice,
 ) -> list[Candidate | None]:
     found: list[Candidate | None] = []
     for start in range(0, len(tokens), CHUNK):
         chunk = tokens[start : start + CHUNK]
         logits, ious = decoder.decode(tile, chunk)
-        for index, (planes, plane_ious) in enumerate(zip(logits, ious, strict=True), start):
-            planes = planes - np.float32(decoder.spec.mask_threshold)
-            found.append(_best_plane(planes, plane_ious, similarity, tokens[index], points_xy[index]))
+        logits = logits[:, planes] - np.float32(decoder.spec.mask_threshold)
+        for index, (masks, mask_ious) in enumerate(zip(logits, ious[:, planes], strict=True), start):
+            found.append(_best_plane(masks, mask_ious, similarity, tokens[index], points_xy[index]))
     return found
 
 
@@ -132,15 +137,14 @@ def _best_plane(
     tokens: PromptTokens,
     point_xy: tuple[float, float],
 ) -> Candidate | None:
-    """Choose among the multimask planes by predicted IoU times how well the mask explains the similarity map.
+    """Choose a plane by predicted IoU times how well its mask explains the similarity map; None where all are empty.
 
     The second factor is the similarity inside over area plus half of all similarity: mean similarity alone favours the
     part over the whole, and predicted IoU alone the crisp over the matching.
     """
     best, best_value = None, 0.0
     total = float(similarity.sum())
-    first = 1 if len(planes) > 1 else 0
-    for plane in range(first, len(planes)):
+    for plane in range(len(planes)):
         mask = planes[plane] > 0
         area = int(mask.sum())
         if not area:

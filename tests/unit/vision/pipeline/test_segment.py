@@ -46,9 +46,9 @@ class TruthDecoder:
             x, y = (token.coords[0] / transform.scale_xy).astype(int)
             label = view[min(y, view.shape[0] - 1), min(x, view.shape[1] - 1)]
             if label:
-                logits[index, 1:3, grid == label] = 9
+                logits[index, 0:3, grid == label] = 9
                 logits[index, 2] = 9
-        ious = np.tile(np.array([0.1, 0.9, 0.5, 0.2], np.float32), (len(tokens), 1))
+        ious = np.tile(np.array([0.9, 0.9, 0.5, 0.2], np.float32), (len(tokens), 1))
         return logits, ious
 
 
