@@ -2,8 +2,8 @@
 
 ``python tests/bench/main_job.py --out OUT`` runs ``vplab prompt`` and ``vplab segment`` on image sets below VPLAB_DATA,
 writes OUT/main_job.json (a set that is run again takes the place of its rows), and with ``--readme`` the table between
-the README's ``main job`` marks. Two rows a set: the reference prompted by clicks, and by its true mask, which leaves only
-the mistakes of matching and decoding.
+the README's ``main job`` marks. Two rows a set: the reference prompted by clicks, and by its true mask, which leaves
+only the mistakes of matching and decoding.
 """
 
 import argparse
