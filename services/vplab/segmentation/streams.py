@@ -70,6 +70,7 @@ class FrameStream(Generic[Frame, Answer]):
         self._room = asyncio.Event()
         self._working: set[asyncio.Task[None]] = set()
         self._num_dropped = 0
+        self._num_reported = 0
         self._has_ended = False
         self._failure: BaseException | None = None
 
@@ -108,6 +109,7 @@ class FrameStream(Generic[Frame, Answer]):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._slots.clear()
+            self._note()
 
     async def _read(self, frames: AsyncIterator[Frame]) -> None:
         try:
@@ -170,3 +172,5 @@ class FrameStream(Generic[Frame, Answer]):
     def _note(self) -> None:
         self._answered.set()
         self._room.set()
+        metrics.FRAMES_HELD.inc(self.num_held - self._num_reported)
+        self._num_reported = self.num_held
