@@ -3,13 +3,14 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vplab.errors import Cancelled
+from vplab.errors import Cancelled, Unavailable
 from vplab.runtime.device_queue import DeviceQueue, Priority
 from vplab.segmentation.ports import LoadedSegmenter
 from vplab.segmentation.values import SegmenterVersion, Target
@@ -17,6 +18,9 @@ from vplab.vision.pipeline.decoding import CHUNK
 from vplab.vision.preprocessing import FrameTransform, frame_transform
 from vplab.vision.prompts import PromptTokens
 from vplab.vision.specs import Preprocessing, SegmenterSpec
+
+# A loop that has stopped never settles what was scheduled last; the thread must not wait for it for ever.
+_LOOK_AGAIN_S = 1.0
 
 Decoded = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Logits (N, planes, h, w) and predicted IoU (N, planes)."""
@@ -113,7 +117,9 @@ class QueueDecoder:
         self._target = target
         self._urgency = urgency
         self._loop = asyncio.get_running_loop()
-        self._is_cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._is_cancelled = False
+        self._waiting: Future[Decoded] | None = None
 
     @property
     def spec(self) -> SegmenterSpec:
@@ -123,12 +129,27 @@ class QueueDecoder:
         return frame_transform(self._target.patches.tiles[tile].area.size_hw, self._preprocessing)
 
     def decode(self, tile: int, tokens: Sequence[PromptTokens]) -> Decoded:
-        if self._is_cancelled.is_set():
-            raise Cancelled("the caller went away")
         embedding = self._target.embeddings[tile]
         call = decode(self._queue, self._segmenter, self.spec, embedding, tokens, self._urgency)
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        with self._lock:
+            if self._is_cancelled or self._loop.is_closed():
+                call.close()
+                raise Cancelled("the caller went away")
+            self._waiting = asyncio.run_coroutine_threadsafe(call, self._loop)
+        while True:
+            try:
+                return self._waiting.result(_LOOK_AGAIN_S)
+            except CancelledError:
+                raise Cancelled("the caller went away") from None
+            except TimeoutError:
+                if self._waiting.done():
+                    raise  # the decoder's own
+                if self._loop.is_closed():
+                    raise Unavailable("the service is closing") from None
 
     def cancel(self) -> None:
-        """Let the thread end at its next call."""
-        self._is_cancelled.set()
+        """Take the call that waits out of the queue, and refuse further ones, so that the thread ends."""
+        with self._lock:
+            self._is_cancelled = True
+            if self._waiting is not None:
+                self._waiting.cancel()

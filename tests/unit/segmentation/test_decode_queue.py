@@ -107,3 +107,18 @@ async def test_a_thread_waits_for_the_queue_and_a_caller_that_left_ends_it() -> 
     with pytest.raises(Cancelled):
         await asyncio.to_thread(decoder.decode, 0, [tokens(1)])
     await queue.close()
+
+
+async def test_a_call_that_waits_leaves_the_queue_with_its_caller() -> None:
+    queue = DecodeQueue(decode_batch, name="idle", capacity=16, batch_key=lambda i: i.batch_key)  # never started
+    model = ModelRef("artifacts/t/versions/1", "d")
+    preprocessing = Preprocessing(resize="longest_side", size=64, mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
+    version = SegmenterVersion(model, SPEC, model)
+    decoder = QueueDecoder(queue, version, CountingSegmenter(), preprocessing, target(), URGENCY)
+    thread = asyncio.create_task(asyncio.to_thread(decoder.decode, 0, [tokens(1)]))
+    while not queue.depth:
+        await asyncio.sleep(0.001)
+    decoder.cancel()
+    with pytest.raises(Cancelled):
+        await thread
+    assert queue.depth == 0

@@ -54,7 +54,7 @@ def test_files_come_back_as_the_same_content():
     for reference in content.references:
         assert list(reference.masks) == [2, 7]
         np.testing.assert_array_equal(reference.masks[7].pixels(), MASK)
-    assert [read_picture(path, files[path]) for path in picture_paths(index)][0] == JPEG
+    assert next(read_picture(path, files[path]) for path in picture_paths(index)) == JPEG
 
 
 def test_equal_input_gives_equal_bytes():
