@@ -186,9 +186,10 @@ def _report(summary: dict[str, Any], files: list[ImageFile], ious: list[float]) 
     for file, iou in zip(files, ious, strict=False):
         table.add_row(file.key, f"{iou:.3f}")
     results.print(table)
+    clicks = f"{summary['num_clicks']} click{'s' if summary['num_clicks'] > 1 else ''}"
     results.print(
         f"mIoU {summary['miou']:.3f} over {summary['num_images']} generated images, taught with "
-        f"{summary['num_clicks']} clicks on one (IoU {summary['reference_iou']:.3f}), in {summary['seconds']:.1f} s"
+        f"{clicks} on one (IoU {summary['reference_iou']:.3f}), in {summary['seconds']:.1f} s"
     )
     results.print(
         f"made by {summary['segmenter']['name']} and {summary['feature_encoder']['name']}; see {summary['picture']}",
