@@ -64,6 +64,16 @@ def test_images_that_fail_are_counted_and_the_exit_code_says_so(
     assert (figures["num_images"], figures["num_failed"]) == (2, 1)
 
 
+def test_when_every_image_fails_the_demo_still_says_so(vplab: Vplab, segmentation: FakeSegmentation) -> None:
+    def refuse(data: bytes) -> None:
+        raise InvalidInput("no", field="image.encoded")
+
+    segmentation.before_segment = refuse
+    ran = vplab("demo", "--out", "demo", "--num-images", 3, "--size", 96)
+    assert ran.code == 1, ran.text
+    assert "mIoU - over 0 generated images" in ran.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

@@ -188,7 +188,8 @@ def _report(summary: dict[str, Any], files: list[ImageFile], ious: list[float]) 
     results.print(table)
     clicks = f"{summary['num_clicks']} click{'s' if summary['num_clicks'] > 1 else ''}"
     results.print(
-        f"mIoU {summary['miou']:.3f} over {summary['num_images']} generated images, taught with "
+        f"mIoU {'-' if summary['miou'] is None else format(summary['miou'], '.3f')} "
+        f"over {summary['num_images']} generated images, taught with "
         f"{clicks} on one (IoU {summary['reference_iou']:.3f}), in {summary['seconds']:.1f} s"
     )
     results.print(
