@@ -58,12 +58,16 @@ def test_adding_keeps_the_earlier_references_and_classes(
 
     monkeypatch.setattr("vplab.client.registry.area.AsyncRegistry.read_blob", unverified)
     vplab("prompt", folder / "1.png", "--point", "20,10", "--save", "scratch")
+    vplab("prompt", folder / "1.png", "--point", "20,10", "--save", "scratch", "--class-name", "Scratch")
+    vplab("prompt", folder / "4.png", "--point", "20,10", "--save", "scratch", "--add")
+    again = segmentation.prompt_sets["scratch"][-1]
+    assert [c.display_name for c in again.classes] == ["Scratch"]
     ran = vplab("prompt", folder / "2.png", "--point", "20,10", "--save", "scratch", "--add", "--class-id", 2,
                 "--class-name", "dent")  # fmt: skip
     assert ran.code == 0, ran.text
     newest = segmentation.prompt_sets["scratch"][-1]
-    assert [c.display_name for c in newest.classes] == ["scratch", "dent"]
-    assert [[m.class_id for m in r.masks] for r in newest.references] == [[1], [2]]
+    assert [c.display_name for c in newest.classes] == ["Scratch", "dent"]
+    assert [[m.class_id for m in r.masks] for r in newest.references] == [[1], [1], [2]]
 
 
 @pytest.mark.parametrize(

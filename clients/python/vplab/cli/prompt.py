@@ -42,7 +42,7 @@ def prompt(
     save: Annotated[str | None, typer.Option(metavar="ID", help="Save the mask as this prompt set.")] = None,
     add: Annotated[bool, typer.Option("--add", help="Add to the prompt set instead of beginning it anew.")] = False,
     class_id: Annotated[int, typer.Option(min=1, max=255, help="Value of the object in label images.")] = 1,
-    class_name: Annotated[str, typer.Option(help="What the object is called; the prompt set's id unless given.")] = "",
+    class_name: Annotated[str, typer.Option(help="What the object is called; else what it was, or the set's id.")] = "",
     choose: Annotated[
         int | None, typer.Option(min=0, help="Which of three masks of an ambiguous click; else the best.")
     ] = None,
@@ -85,7 +85,7 @@ def prompt(
             if save is not None:
                 if not found.any():
                     raise InvalidInput("the mask is empty: click elsewhere, or draw a box", field="--point")
-                classes = [SegmentClass(class_id, class_name or save)]
+                classes = [SegmentClass(class_id, class_name)]
                 stored = await save_reference(
                     client,
                     data,

@@ -101,8 +101,9 @@ async def save_reference(
 ) -> PromptSet:
     """Publish a prompt set with this reference; with ``extend`` beside the references of the set's newest version.
 
-    A mask of the same class on the same image takes the place of the earlier one. Raises NotFound when there is nothing
-    to extend, InvalidInput for what the service refuses.
+    A mask of the same class on the same image takes the place of the earlier one. A class without a name keeps the one
+    it had, or is called like the set. Raises NotFound when there is nothing to extend, InvalidInput for what the service
+    refuses.
     """
     references = [Reference(image, masks)]
     merged = {item.class_id: item for item in classes}
@@ -112,16 +113,16 @@ async def save_reference(
             earlier = await client.segmentation.get_prompt_set(f"artifacts/{prompt_set_id}")
         except NotFound as error:
             raise NotFound(f"there is no prompt set {prompt_set_id} to add to: leave --add out") from error
-        merged = {item.class_id: item for item in earlier.classes} | merged
+        named = {class_id: item for class_id, item in merged.items() if item.display_name}
+        merged = merged | {item.class_id: item for item in earlier.classes} | named
         references = await _with_earlier(client, image, masks, earlier)
         kept = {
             "segmenter": segmenter or earlier.segmenter.name,
             "feature_encoder": feature_encoder or earlier.feature_encoder.name,
             "options": earlier.options,
         }
-    draft = PromptSetDraft(
-        prompt_set_id, [merged[class_id] for class_id in sorted(merged)], references, prompt_set_id, **kept
-    )
+    named_classes = [SegmentClass(i, merged[i].display_name or prompt_set_id) for i in sorted(merged)]
+    draft = PromptSetDraft(prompt_set_id, named_classes, references, prompt_set_id, **kept)
     return await client.segmentation.create_prompt_set(draft)
 
 
