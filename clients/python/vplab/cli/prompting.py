@@ -102,8 +102,8 @@ async def save_reference(
     """Publish a prompt set with this reference; with ``extend`` beside the references of the set's newest version.
 
     A mask of the same class on the same image takes the place of the earlier one. A class without a name keeps the one
-    it had, or is called like the set. Raises NotFound when there is nothing to extend, InvalidInput for what the service
-    refuses.
+    it had, or is called like the set. Raises NotFound when there is nothing to extend, InvalidInput for what is
+    refused by the service.
     """
     references = [Reference(image, masks)]
     merged = {item.class_id: item for item in classes}
