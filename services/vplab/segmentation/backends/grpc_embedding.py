@@ -10,6 +10,7 @@ from vplab.client.embedding.values import Embedding, OutputRole, Precision
 from vplab.errors import ResourceExhausted
 from vplab.segmentation.errors import ModelMismatch
 from vplab.segmentation.values import Embedded, EncodedImage, FrameImage, ImageInput, KnownImage, ModelRef
+from vplab.vision.images import PixelFormat
 from vplab.wire import images as wire_images
 
 
@@ -52,6 +53,10 @@ def _source(image: ImageInput) -> wire_images.ImageSource:
         case EncodedImage(data):
             return wire_images.EncodedImage(data)
         case FrameImage() as frame:
+            if len(frame.data) > wire_images.MAX_FRAME_BYTES and frame.pixel_format is PixelFormat.RGB8:
+                # A very large tile; as pixels the client sends it as lossless PNG, below the limit of messages.
+                rows = np.frombuffer(frame.data, np.uint8).reshape(frame.height, frame.stride_bytes)
+                return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
             return wire_images.FrameImage(frame.data, frame.width, frame.height, frame.stride_bytes, frame.pixel_format)
         case KnownImage(digest):
             return wire_images.DigestImage(digest)
