@@ -59,12 +59,16 @@ class Segmenters:
         version = await self._finding.run(name, lambda: self._source.find_segmenter(name))
         return _remember(self._names, name, version)
 
-    async def encoder(self, version_name: str) -> EncoderVersion:
-        """Return how an encoder version preprocesses. Raises NotFound, ModelUnsupported, Unavailable."""
-        known = self._encoders.get(version_name)
+    async def encoder(self, name: str) -> EncoderVersion:
+        """Return how an encoder preprocesses; an alias, which can move, is asked for each time.
+
+        Raises NotFound, ModelUnsupported, Unavailable.
+        """
+        known = self._encoders.get(name)
         if known is not None:
             return known
-        return _remember(self._encoders, version_name, await self._source.find_encoder(version_name))
+        found = await self._source.find_encoder(name)
+        return _remember(self._encoders, found.model.name, found)
 
     async def get(self, version: SegmenterVersion) -> LoadedSegmenter:
         """Return a segmenter, loading and warming it up if needed.

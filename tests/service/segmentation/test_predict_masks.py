@@ -6,7 +6,9 @@ import pytest
 from fakes.segmentation_site import RED, Serving, Site, as_png, iou, scene
 from fakes.tiny_models import LOW_RES
 from vplab.client import DigestImage, ObjectPrompt
+from vplab.client.registry.values import Lineage
 from vplab.errors import FailedPrecondition, InvalidInput, NotFound, ResourceExhausted, Unimplemented
+from vplab.segmentation import metrics
 
 PICTURE, MASK = scene((60, 50, 20, RED))
 PNG = as_png(PICTURE)
@@ -85,8 +87,6 @@ async def test_an_image_seen_before_is_known_by_its_digest(serving: Serving) -> 
 
 async def test_the_second_prompt_on_an_image_asks_the_embedding_service_nothing(serving: Serving, site: Site) -> None:
     await serving.client.segmentation.predict_masks(PNG, click(10, 10))
-    from vplab.segmentation import metrics
-
     hits = metrics.CACHE_LOOKUPS.labels("embedding", "hit")._value.get()
     await serving.client.segmentation.predict_masks(PNG, click(20, 10))
     assert metrics.CACHE_LOOKUPS.labels("embedding", "hit")._value.get() == hits + 1
@@ -143,8 +143,6 @@ async def test_models_that_do_not_fit_are_refused_with_their_reason(serving: Ser
 
 
 async def test_adapters_are_refused_as_the_contract_says(serving: Serving, site: Site) -> None:
-    from vplab.client.registry.values import Lineage
-
     registry = serving.client.registry
     own = await registry.get_version("artifacts/tiny-segmenter")
     other = await registry.get_version("artifacts/tiny-encoder")

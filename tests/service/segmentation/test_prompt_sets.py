@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fakes import tiny_models
 from fakes.segmentation_site import GREEN, RED, Serving, Site, as_png, iou, scene
-from vplab.client import PromptSetDraft, Reference, SegmentClass, SegmentOptions
+from vplab.client import ObjectPrompt, PromptSetDraft, Reference, SegmentClass, SegmentOptions
 from vplab.client.segmentation.values import PromptSet
 from vplab.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound
 
@@ -219,12 +220,23 @@ async def test_what_was_served_is_served_without_the_registry_and_after_a_restar
             np.testing.assert_array_equal(after.classes[0].mask, before.mask)
 
 
+async def test_a_new_set_pins_what_the_alias_of_the_feature_encoder_means_now(serving: Serving, site: Site) -> None:
+    first = await create(serving)
+    tiny_models.write_encoder(site.folder / "second", seed=7)
+    second = await site.publish_model(site.folder / "second", "tiny-encoder")
+    renewed = await create(serving)
+    assert first.feature_encoder.name == "artifacts/tiny-encoder/versions/1"
+    assert renewed.feature_encoder.name == second.name
+    # The old set still answers, with the encoder it was made with; its decoder still reads the first encoder.
+    answer = await segment(serving, TARGET, first.model.name)
+    assert answer.provenance.feature_encoder == first.feature_encoder
+    assert answer.classes[0].present
+
+
 async def test_a_moved_alias_is_followed_once_the_new_segmenter_is_loaded(serving: Serving, site: Site) -> None:
     first = await serving.client.segmentation.predict_masks(as_png(PICTURE), [_click()])
     encoder = await serving.client.registry.get_version("artifacts/tiny-encoder")
     folder = site.folder / "second"
-    from fakes import tiny_models
-
     tiny_models.write_segmenter(folder)
     spec = tiny_models.SEGMENTER_SPEC.model_copy(update={"architecture": "bumps again"})
     (folder / "model.json").write_text(spec.model_dump_json())
@@ -241,7 +253,5 @@ async def test_a_moved_alias_is_followed_once_the_new_segmenter_is_loaded(servin
     assert second.name in served
 
 
-def _click():
-    from vplab.client import ObjectPrompt
-
+def _click() -> ObjectPrompt:
     return ObjectPrompt(points_xy=np.array([[40, 48]], np.float32), point_labels=np.array([1]))
