@@ -17,6 +17,8 @@ OVERLAP = 0.25
 
 _SAME_OBJECT = 0.5
 """Share of the smaller mask, within the common area, from which two tiles' masks are one object."""
+_CONTAINED = 0.8
+"""The same for two masks of one tile, where what they have in common is all that is known."""
 _CLIP = 8.0
 """Logits beyond, 99.97 % sure, are no more sure: one tile's certainty does not drown its neighbour's."""
 
@@ -130,8 +132,9 @@ class TileMask:
     """Makes the (H, W) float32 logits of the tile's size; a function, because forty of them at once would be large."""
 
 
-def join_across_tiles(masks: Sequence[TileMask]) -> list[list[int]]:
-    """Return which masks are one object: those of different tiles that agree where the tiles overlap, transitively."""
+def join_views(masks: Sequence[TileMask]) -> list[list[int]]:
+    """Return which masks are one object, transitively: those of different tiles that agree where the tiles overlap, and
+    those of one tile of which one holds the other."""
     parent = list(range(len(masks)))
 
     def root(index: int) -> int:
@@ -141,7 +144,7 @@ def join_across_tiles(masks: Sequence[TileMask]) -> list[list[int]]:
 
     for a in range(len(masks)):
         for b in range(a):
-            if masks[a].tile != masks[b].tile and _agree(masks[a], masks[b]):
+            if _agree(masks[a], masks[b]):
                 parent[root(a)] = root(b)
     groups: dict[int, list[int]] = {}
     for index in range(len(masks)):
@@ -151,11 +154,12 @@ def join_across_tiles(masks: Sequence[TileMask]) -> list[list[int]]:
 
 def _agree(first: TileMask, second: TileMask) -> bool:
     common = first.tile.common(second.tile)
-    if common is None:
+    if common is None or first.foreground.area.common(second.foreground.area) is None:
         return False
     a, b = (_foreground_in(common, m.foreground) for m in (first, second))
     smaller = min(int(a.sum()), int(b.sum()))
-    return smaller > 0 and int((a & b).sum()) >= _SAME_OBJECT * smaller
+    share = _CONTAINED if first.tile == second.tile else _SAME_OBJECT
+    return smaller > 0 and int((a & b).sum()) >= share * smaller
 
 
 def _foreground_in(area: Tile, placed: PlacedMask) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from vplab.vision.tiling import (
     TileMask,
     blend,
     inner_distance,
-    join_across_tiles,
+    join_views,
     tile_layout,
 )
 
@@ -64,7 +64,7 @@ def disc(centre_xy, radius, size_hw=(300, 500)):
 def test_an_object_across_borders_is_one_instance_equal_to_the_untiled_one(centre, radius):
     truth = disc(centre, radius)
     masks = views(truth, 200)
-    groups = join_across_tiles(masks)
+    groups = join_views(masks)
     assert len(groups) == 1
     placed = blend([masks[m] for m in groups[0]], truth.shape)
     canvas = np.zeros(truth.shape, bool)
@@ -74,7 +74,7 @@ def test_an_object_across_borders_is_one_instance_equal_to_the_untiled_one(centr
 
 def test_two_objects_stay_two():
     masks = views(disc((120, 100), 50), 200) + views(disc((400, 200), 60), 200)
-    assert len(join_across_tiles(masks)) == 2
+    assert len(join_views(masks)) == 2
 
 
 def test_tiles_that_disagree_leave_no_step_at_the_border():

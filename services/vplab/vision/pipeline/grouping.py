@@ -14,6 +14,8 @@ from vplab.vision.pipeline.decoding import Candidate
 _SAME_IOU = 0.5
 _CONTAINED = 0.8
 """Masks are views of one instance from this IoU on, or when the better one holds this share of the other."""
+_MIN_SHARE = 0.7
+"""Members of a group with less than this share of its best score have no say in it."""
 _SURE = 12.0
 """Logits are clipped here before they become probabilities; float32's sigmoid is 1 not much further on."""
 
@@ -46,7 +48,8 @@ def group_by_overlap(candidates: Sequence[Candidate]) -> list[Group]:
             continue
         members = np.flatnonzero(free & (is_same[index] | (np.arange(len(ranked)) == index)))
         free[members] = False
-        groups.append(_group([ranked[m] for m in members]))
+        floor = _MIN_SHARE * ranked[index].score
+        groups.append(_group([ranked[m] for m in members if ranked[m].score >= floor]))
     return groups
 
 

@@ -22,11 +22,17 @@ def candidate(logits, point_xy=(0.0, 0.0), iou=0.9, similarity=0.9):
 
 
 def test_views_of_one_object_are_averaged_by_score():
-    strong, weak = candidate(square(4, 4, 12), iou=0.9), candidate(square(4, 4, 14), iou=0.3)
+    strong, weak = candidate(square(4, 4, 12), iou=0.9), candidate(square(4, 4, 14), iou=0.7)
     (group,) = group_by_overlap([weak, strong])
     np.testing.assert_array_equal(group.logits > 0, strong.logits > 0)
     assert group.predicted_iou == 0.9
     assert group.members == (strong, weak)
+
+
+def test_a_poor_view_of_an_object_has_no_say():
+    good, poor = candidate(square(4, 4, 12), iou=0.9), candidate(square(4, 4, 14), iou=0.3)
+    (group,) = group_by_overlap([poor, good])
+    assert group.members == (good,)
 
 
 def test_objects_that_do_not_overlap_stay_apart_best_first():
