@@ -38,15 +38,22 @@ _LIMITS = """## Limits
 
 
 def write_model_cards(models: Path, run: Path, figures: dict[str, Any]) -> None:
-    """Write both cards. ``run`` holds config.json and log.jsonl, ``figures`` is what ``evaluate`` wrote."""
+    """Write both cards.
+
+    ``run`` holds config.json, log.jsonl and, where the run did not go by its configuration alone, notes.md;
+    ``figures`` is what ``evaluate`` wrote.
+    """
+    notes = run / "notes.md"
     config = TrainingConfig.from_json((run / "config.json").read_text())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    shared = "\n".join([_DATA, _recipe(config, log), _measured(figures), _LIMITS])
+    shared = "\n".join(
+        [_DATA, _recipe(config, log, notes.read_text() if notes.is_file() else ""), _measured(figures), _LIMITS]
+    )
     (models / ENCODER / "MODEL_CARD.md").write_text(_ENCODER_HEAD + shared)
     (models / SEGMENTER / "MODEL_CARD.md").write_text(_SEGMENTER_HEAD + shared)
 
 
-def _recipe(config: TrainingConfig, log: list[dict[str, float]]) -> str:
+def _recipe(config: TrainingConfig, log: list[dict[str, float]], notes: str) -> str:
     steps = int(log[-1]["step"])
     hours = sum(line["step_s"] * 20 for line in log) / 3600
     stages = "\n".join(
@@ -63,7 +70,8 @@ then clicks on what is still wrong; focal + dice loss 20 : 1, best of three plan
 | input, pixels | steps | images x prompts | learning rate |
 |---|---|---|---|
 {stages}
-"""
+
+{notes}"""
 
 
 def _measured(figures: dict[str, Any]) -> str:
@@ -72,6 +80,8 @@ def _measured(figures: dict[str, Any]) -> str:
         f"| {name} | {scores['num_images']} | " + " | ".join(f"{scores[c]:.1f}" for c in _COLUMNS) + " |"
         for name, scores in figures["sets"].items()
     )
+    worse = [name for name, scores in figures["sets"].items() if scores["box"] < scores["plain_box"]]
+    verdict = f"Answering a box worse than with the box itself: {', '.join(worse) or 'no set'}."
     speed = figures["speed"]
     return f"""## Measured
 
@@ -81,6 +91,8 @@ the largest connected component of the class. "plain box" is the box itself, tak
 | set | images | {head} |
 |---|---|{"---|" * len(_COLUMNS)}
 {rows}
+
+{verdict}
 
 One image takes {speed["encode_cpu_ms"]:.0f} ms of the processor to encode, both outputs, and a click
 {speed["decode_cpu_ms"]:.0f} ms to decode; on the clock {speed["encode_ms"]:.0f} and {speed["decode_ms"]:.0f} ms
