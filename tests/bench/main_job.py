@@ -25,6 +25,10 @@ from vplab.cli.label_images import read_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_CLICKS = 4
+# Once, at the start: commits that others make meanwhile are not what runs here. Services that run already may be older.
+COMMIT = subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+).stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def run_set(image_set: ImageSet, data: Path, out: Path) -> list[dict[str, Any]]:
                 "num_failed": segmented["num_failed"],
                 **agreement,
                 "wall_s": round(time.monotonic() - began, 1),
-                "commit": _commit(),
+                "commit": COMMIT,
                 "machine": f"{os.cpu_count()} CPU cores",
                 "models": prompted["provenance"] and prompted["provenance"]["segmenter"]["name"],
             }
@@ -182,12 +186,6 @@ def vplab(*arguments: str) -> None:
     code = subprocess.run([sys.executable, "-m", "vplab.cli.main", *arguments]).returncode
     if code not in (0, 1):
         raise SystemExit(f"vplab {' '.join(arguments[:2])} ended with code {code}")
-
-
-def _commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
 
 
 if __name__ == "__main__":
