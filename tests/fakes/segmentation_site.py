@@ -76,6 +76,7 @@ class Site:
             "default_segmenter": "artifacts/tiny-segmenter",
             "default_feature_encoder": "artifacts/tiny-encoder",
             "embedding_precision": "float32",
+            "refines": "never",  # the tiny decoder adds a box to what it is refined from, so its masks would grow
             "intra_op_threads": 1,
             "drain_grace_s": 0.2,
         }

@@ -20,7 +20,7 @@ PICTURE, MASK = scene((40, 48, 20, RED), (96, 40, 16, GREEN))
 TARGET, TARGET_MASK = scene((90, 50, 22, RED), (30, 46, 22, GREEN), seed=1)
 ABSENT, _ = scene((84, 50, 22, GREEN), seed=2)
 SPOT = SegmentClass(1, "red spot")
-TINY_IOU = 0.3
+TINY_IOU = 0.5
 """The tiny decoder answers each click with a bump of its own size, so masks reach past the spots."""
 
 
@@ -158,7 +158,8 @@ async def test_two_classes_are_told_apart(serving: Serving) -> None:
     red, other = answer.classes
     assert [red.class_id, other.class_id] == [1, 9]
     assert iou(red.mask, TARGET_MASK) > TINY_IOU
-    assert iou(other.mask, scene((30, 46, 22, GREEN))[1]) > TINY_IOU
+    where_green = scene((30, 46, 22, GREEN))[1]
+    assert (other.mask & where_green).sum() > 0.8 * where_green.sum()
     assert not (red.mask & other.mask).any()
 
 
