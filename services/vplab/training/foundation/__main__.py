@@ -26,11 +26,11 @@ from vplab.vision.nano.trunk import MobileNetTrunk
 
 DEFAULT_CONFIG = TrainingConfig(
     stages=(
-        Stage(256, 4000, 8, 4, 6e-4, 6e-4),
-        Stage(256, 1500, 8, 4, 6e-4, 1e-4),
-        Stage(512, 300, 4, 4, 1.5e-4, 1e-5),
+        Stage(256, 1800, 8, 4, 6e-4, 6e-4),
+        Stage(256, 600, 8, 4, 6e-4, 2e-4),
+        Stage(512, 400, 4, 4, 2e-4, 1e-5),
     ),
-    mix={"bsds500": 0.35, "ecssd": 0.3, "camvid": 0.12, "procedural": 0.23},
+    mix={"bsds500": 0.32, "ecssd": 0.28, "camvid": 0.12, "procedural": 0.28},
 )
 SAVE_EVERY_STEPS = 100
 
@@ -114,7 +114,7 @@ def command_line() -> argparse.ArgumentParser:
     step.add_argument("--data", type=Path, default=data)
     step.add_argument("--cache", type=Path, required=True)
     step.add_argument("--sources", nargs="+", default=[*NATURAL_SOURCES, PROCEDURAL])
-    step.add_argument("--num-procedural", type=int, default=1500, help="generated scenes")
+    step.add_argument("--num-procedural", type=int, default=1200, help="generated scenes")
     step.set_defaults(call=prepare)
 
     step = steps.add_parser("train", help="train, or go on from the last checkpoint")

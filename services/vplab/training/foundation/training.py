@@ -41,13 +41,13 @@ class TrainingConfig:
     stages: tuple[Stage, ...]
     mix: dict[str, float]
     """Share of each source."""
-    rounds: tuple[float, float, float, float] = (0.45, 0.25, 0.2, 0.1)
+    rounds: tuple[float, float, float, float] = (0.5, 0.25, 0.17, 0.08)
     """Probability of taking the loss after 1, 2, 3 or 4 prompt rounds; earlier rounds carry no gradient."""
     trunk_lr_scale: float = 0.3
     warmup_steps: int = 100
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    average_decay: float = 0.998
+    average_decay: float = 0.99
     """Decay of the running mean of the weights, which is what is measured and exported."""
     seed: int = 0
 
