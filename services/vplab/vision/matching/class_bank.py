@@ -20,6 +20,9 @@ NUM_BACKGROUND_CENTRES = 30
 _FULL = 0.99
 """Coverage from which every pixel of a patch counts as covered; resizing leaves 1.0 a little short."""
 _MIN_FULL_SHARE = 0.5
+_SINGLE_STEP = 0.4
+"""Measured with one reference over six classes: at 0.25, 0.4 and 0.6 a class is found in 96, 94 and 90 % of the images
+that hold it, and held absent in 46, 54 and 68 % of those that do not. A miss costs an inspection more."""
 _TOP = 3
 """Patches whose mean similarity is the presence score: one alone would be at the mercy of noise."""
 
@@ -151,7 +154,7 @@ def _calibrate(
             scores.append(left_out.presence_score(features[~others]))
         present, step = min(scores), 0.5
     else:
-        present, step = float(np.quantile(bank.similarities(bank.foreground)[0], 0.05)), 0.25
+        present, step = float(np.quantile(bank.similarities(bank.foreground)[0], 0.05)), _SINGLE_STEP
     return float(np.clip(absent + step * max(0.0, present - absent), -1, 1))
 
 
