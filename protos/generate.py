@@ -1,8 +1,8 @@
 """Generate the Python stubs from the protos, or check that the committed ones are current.
 
-Run as ``python protos/generate.py`` to write ``protos/generated``; with ``--check`` nothing is written and the exit code
-is 1 when a stub differs, is missing or has no proto any more. The generator is pinned in pyproject.toml, because its
-output changes with its version.
+Run as ``python protos/generate.py`` to write ``protos/generated``; with ``--check`` nothing is written and the exit
+code is 1 when a stub differs, is missing or has no proto any more. The generator is pinned in pyproject.toml, because
+its output changes with its version.
 """
 
 import argparse
@@ -42,7 +42,9 @@ def differing(fresh: Path, committed: Path) -> list[str]:
 def main() -> None:
     """Parse the arguments and generate or check."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a committed stub is not current")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when a committed stub is not current"
+    )
     arguments = parser.parse_args()
     if not arguments.check:
         GENERATED.mkdir(exist_ok=True)

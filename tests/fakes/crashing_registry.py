@@ -4,8 +4,8 @@ A step is whatever changes what a later process finds: a write, sync, move or re
 store, a statement that changes the database, a commit. They are counted where Python leaves for the system, so that the
 registry itself knows nothing of it and no step is forgotten.
 
-Run as a program it loads everything once and forks a registry for each order on its standard input: a start from nothing
-takes a second, and there are many steps.
+Run as a program it loads everything once and forks a registry for each order on its standard input: a start from
+nothing takes a second, and there are many steps.
 """
 
 import asyncio

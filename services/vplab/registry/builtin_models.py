@@ -29,7 +29,7 @@ from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 
 FOLDER: Final = Path(__file__).parent / "builtin"
 LABELS: Final = {"origin": "builtin"}
-LICENCE: Final = "Apache-2.0"
+LICENCE: Final = "Apache-2.0; trained on research data, terms in MODEL_CARD.md"
 
 
 def publish_builtin_models(registry: Registry, folder: Path = FOLDER) -> list[Version]:

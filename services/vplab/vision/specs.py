@@ -24,7 +24,7 @@ class Preprocessing(_Spec):
     """From an RGB uint8 image to an encoder's float32 input."""
 
     resize: Literal["longest_side", "fixed"]
-    """``longest_side`` keeps the aspect ratio and pads bottom and right to a square; ``fixed`` stretches to a square."""
+    """``longest_side`` keeps the aspect ratio and pads bottom and right to a square; ``fixed`` stretches to one."""
     size: PositiveInt
     """Side of the square input, in pixels."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"

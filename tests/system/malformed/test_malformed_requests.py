@@ -33,8 +33,8 @@ SERVICES = {
     "training": training_service_pb2,
 }
 NEVER = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNAVAILABLE}
-# What grpc.aio's client makes of a status that arrives while it still sends (grpc/grpc#36066); the server said something
-# else, so the call is made again.
+# What grpc.aio's client makes of a status that arrives while it still sends (grpc/grpc#36066); the server said
+# something else, so the call is made again.
 CLIENT_FAULT = "Internal error from Core"
 # A watch of nothing is quiet: its caller's own deadline ends it, which the server does not report.
 QUIET_S = 0.5

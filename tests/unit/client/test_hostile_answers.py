@@ -50,10 +50,7 @@ CONVERTERS: list[tuple[Callable[[], Message], Callable[[Any], Any]]] = [
 @pytest.mark.parametrize(("message_type", "convert"), CONVERTERS, ids=lambda value: getattr(value, "__name__", ""))
 def test_any_answer_is_a_value_or_a_refusal(message_type: Callable[[], Message], convert: Callable[[Any], Any]) -> None:
     draw = random.Random(7)
-    outcomes = [
-        value_or_refusal(lambda: convert(random_message(message_type, draw)))
-        for _ in range(NUM_ANSWERS)
-    ]
+    outcomes = [value_or_refusal(lambda: convert(random_message(message_type, draw))) for _ in range(NUM_ANSWERS)]
     assert len(outcomes) == NUM_ANSWERS
 
 
