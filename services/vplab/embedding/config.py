@@ -8,25 +8,21 @@ from pydantic import Field, field_validator
 
 from vplab.errors import InvalidInput
 from vplab.runtime.onnx_session import Provider
-from vplab.runtime.settings import MIB, SecondsOrZero, ServerSettings
+from vplab.runtime.settings import MIB, SecondsOrZero, ServerSettings, home
 from vplab.wire.names import parse_version_or_alias
 
 Count = Annotated[int, Field(ge=1)]
 GIB = 1024 * MIB
 
 
-def _home() -> Path:
-    return Path(os.environ.get("VPLAB_HOME") or "~/.local/share/vplab").expanduser().absolute()
-
-
 class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
     """``cache_dir`` is read from ``VPLAB_EMBEDDING_CACHE_DIR``, and so on; the frame's settings are in the base."""
 
-    listen: str = "127.0.0.1:50052"
+    listen: str = "127.0.0.1:7302"
     registry_address: str | None = None
     """Where the registry listens; unset is what every client reads, ``VPLAB_REGISTRY_ADDRESS`` or ``VPLAB_ADDRESS``."""
 
-    cache_dir: Path = Field(default_factory=lambda: _home() / "embedding")
+    cache_dir: Path = Field(default_factory=lambda: home() / "embedding")
     """Folder for what can be had again: downloaded encoders, kept embeddings, and the job database. Unset is
     ``embedding`` below ``VPLAB_HOME``, else below the user's data folder."""
     store_url: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None = None

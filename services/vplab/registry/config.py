@@ -9,25 +9,19 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, field_validator
 
 from vplab.registry.core.registry import Retention
-from vplab.runtime.settings import ServerSettings
+from vplab.runtime.settings import ServerSettings, home
 
 Hours = Annotated[float, Field(ge=0, le=24 * 366 * 100, allow_inf_nan=False)]
-
-
-def home() -> Path:
-    """Return where data is kept when nothing else is said: ``VPLAB_HOME``, else the user's data folder."""
-    chosen = os.environ.get("VPLAB_HOME")
-    return Path(chosen).expanduser() if chosen else Path("~/.local/share/vplab").expanduser()
 
 
 class RegistryConfig(ServerSettings, env_prefix="VPLAB_REGISTRY_"):
     """Variables are these names in capitals after ``VPLAB_REGISTRY_``."""
 
-    listen: str = "127.0.0.1:50051"
-    database_url: str = Field(default_factory=lambda: f"sqlite:///{home().absolute() / 'registry' / 'registry.db'}")
+    listen: str = "127.0.0.1:7301"
+    database_url: str = Field(default_factory=lambda: f"sqlite:///{home() / 'registry' / 'registry.db'}")
     """``sqlite:////absolute/path`` or ``postgresql://user:password@host/name``. SQLite serves one machine; several
     replicas share a PostgreSQL."""
-    blob_url: str = Field(default_factory=lambda: (home().absolute() / "registry" / "blobs").as_uri())
+    blob_url: str = Field(default_factory=lambda: (home() / "registry" / "blobs").as_uri())
     """``file:///folder`` or ``s3://bucket/prefix``; S3's endpoint, region and credentials come from the usual ``AWS_*``
     variables. An ``AWS_ENDPOINT_URL`` that begins with ``http://`` is taken as permission not to encrypt."""
     staging_folder: Path | None = None

@@ -3,7 +3,7 @@
 A service subclasses ``ServerSettings`` in its ``config.py`` with its own prefix::
 
     class RegistryConfig(ServerSettings, env_prefix="VPLAB_REGISTRY_"):
-        listen: str = "127.0.0.1:50051"
+        listen: str = "127.0.0.1:7301"
 
 The field ``log_level`` is then read from ``VPLAB_REGISTRY_LOG_LEVEL``, else from ``VPLAB_LOG_LEVEL``: what all services
 of a machine have in common (logs, limits, TLS, tokens, traces) can be said once. Addresses and ports cannot.
@@ -41,6 +41,11 @@ SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class SettingsError(Exception):
     """A variable of the environment is wrong; the message names each one."""
+
+
+def home() -> Path:
+    """Return the folder of a service's data when nothing else is said: ``VPLAB_HOME``, else the user's data folder."""
+    return Path(os.environ.get("VPLAB_HOME") or "~/.local/share/vplab").expanduser().absolute()
 
 
 class ServerSettings(BaseSettings):

@@ -8,25 +8,21 @@ from pydantic import Field, field_validator
 
 from vplab.errors import InvalidInput
 from vplab.runtime.onnx_session import Provider
-from vplab.runtime.settings import MIB, SecondsOrZero, ServerSettings
+from vplab.runtime.settings import MIB, SecondsOrZero, ServerSettings, home
 from vplab.wire.names import parse_version_or_alias
 
 Count = Annotated[int, Field(ge=1)]
 
 
-def _home() -> Path:
-    return Path(os.environ.get("VPLAB_HOME") or "~/.local/share/vplab").expanduser().absolute()
-
-
 class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
     """``cache_dir`` is read from ``VPLAB_SEGMENTATION_CACHE_DIR``, and so on; the frame's settings are in the base."""
 
-    listen: str = "127.0.0.1:50053"
+    listen: str = "127.0.0.1:7303"
     registry_address: str | None = None
     """Where the registry listens; unset is what every client reads, ``VPLAB_REGISTRY_ADDRESS`` or ``VPLAB_ADDRESS``."""
     embedding_address: str | None = None
     """Where the embedding service listens; unset is ``VPLAB_EMBEDDING_ADDRESS`` or ``VPLAB_ADDRESS``."""
-    cache_dir: Path = Field(default_factory=lambda: _home() / "segmentation")
+    cache_dir: Path = Field(default_factory=lambda: home() / "segmentation")
     """Folder for what can be had again: downloaded segmenters and prompt sets."""
 
     default_segmenter: str = "artifacts/nano-segmenter"

@@ -6,5 +6,5 @@ from vplab.runtime.settings import ServerSettings
 class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
     """What the training service can be told from outside."""
 
-    listen: str = "127.0.0.1:50054"
+    listen: str = "127.0.0.1:7304"
     """``host:port`` or ``unix:/path``."""
