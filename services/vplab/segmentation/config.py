@@ -52,7 +52,7 @@ class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
     """Most tiles of one image; more is refused. Their embeddings are in memory together."""
     refines: Literal["auto", "always", "never"] = "auto"
     """Whether each mask is decoded a second time from its box and logits. ``auto``: where the segmenter draws no prompt
-    raster, which is all published SAMs; the nano segmenter gains nothing by it."""
+    raster, which is all published SAMs. Deviation: the nano segmenter skips the refinement, which gained it nothing."""
 
     providers: tuple[Provider, ...] = ()
     """What runs the graphs, in order of preference, a JSON list of ``tensorrt``, ``cuda`` and ``cpu``; empty takes CUDA

@@ -35,8 +35,9 @@ def soft_scores(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.fl
     """Return (P,) float32, the best 1: the geometric mean, over foreground rows, of each row's softmax over target
     positions, times that of the share which each target patch gives to the row among all reference rows.
 
-    The second factor is the implementation's bidirectional option, on here: without it, texture that resembles the
-    object but resembles its surroundings more is proposed too.
+    Deviation: the second factor is the implementation's bidirectional option, on here: without it, texture that
+    resembles the object but resembles its surroundings more is proposed too.
+
     The geometric mean of softmaxes is, but for a factor that all positions share, the exponential of the mean
     similarity, so no (M, P) matrix is kept; the second factor's sums are taken a block of patches at a time.
     """

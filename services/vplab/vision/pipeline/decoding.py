@@ -1,7 +1,10 @@
 """Point prompts to candidate masks of one tile.
 
 Source: geti-instant-learn ``components/sam/decoder.py`` for one prompt per point with all background points, and for
-the second pass. Unlike it, the plane is chosen by what it covers and not by position.
+the second pass.
+
+Deviation: of the three masks of a click the one is taken that best explains the similarity map, not the first; position
+means nothing in a segmenter whose planes were trained as alternatives.
 """
 
 from collections.abc import Sequence

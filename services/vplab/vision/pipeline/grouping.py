@@ -1,6 +1,9 @@
 """Candidates of one tile put together into instances.
 
 Two ways: by overlap (the default), and by GF-SAM's graph of which mask covers which point (``matcher/GFSAM.py``).
+
+Deviation: overlapping candidates are averaged by score instead of suppressed by box NMS, since forty prompts are forty
+opinions of one object.
 """
 
 from collections.abc import Sequence
