@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,10 @@ import psutil
 
 # Whatever the machine that runs the tests has set must not decide where they connect.
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("VPLAB_")}
+# A shell that starts the tests in the background has them ignore SIGINT, and a child inherits that; one that is handled
+# here is the default again there, as for a command in a terminal.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 QUIET = {"OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200"}
 
 
