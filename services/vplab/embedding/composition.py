@@ -1,7 +1,7 @@
 """Puts the service together from its settings and a source of models; ``__main__`` and tests start here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,11 @@ from vplab.embedding.jobs import PrecomputeJobs
 from vplab.embedding.ports import ModelSource
 from vplab.embedding.preparation import ImagePreparation
 from vplab.embedding.servicer import EmbeddingServicer
+from vplab.runtime.background import Background
 from vplab.runtime.onnx_session import OnnxSettings
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
 from vplab.vision.images import ImageLimits
-
-_log = structlog.get_logger(__name__)
 
 SERVICE_NAME = "vplab.api.embedding.v1.EmbeddingService"
 
@@ -59,7 +58,7 @@ async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncI
     except OSError as error:
         raise StartError(f"cannot use {config.cache_dir}: {error.strerror or error}") from error
     async with AsyncExitStack() as stack:
-        background = _Background()
+        background = Background()
         pool = EncoderPool(source, OnnxEncoderLoader(_onnx(config)), config.max_encoders, config.max_encoder_bytes)
         stack.callback(pool.close)
         preparation = ImagePreparation(_limits(config), config.decode_threads, config.max_waiting_bytes)
@@ -96,28 +95,7 @@ async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncI
         yield EmbeddingService(Registration(SERVICE_NAME, add), directory)
 
 
-class _Background:
-    """Tasks that last as long as the service; one that fails is logged, and the service goes on without it."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        async def run() -> None:
-            try:
-                await work
-            except Exception:
-                _log.exception("background_work_failed", work=name)
-
-        self._tasks.add(asyncio.create_task(run(), name=name))
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def _store(config: EmbeddingConfig, stack: AsyncExitStack, background: _Background) -> ObstoreEmbeddings | None:
+async def _store(config: EmbeddingConfig, stack: AsyncExitStack, background: Background) -> ObstoreEmbeddings | None:
     if not config.store_bytes:
         return None
     if config.store_url is not None:

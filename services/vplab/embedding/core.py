@@ -14,7 +14,6 @@ from vplab.embedding.encoder_pool import EncoderPool
 from vplab.embedding.errors import EmbeddingNotCached
 from vplab.embedding.ports import LoadedEncoder
 from vplab.embedding.preparation import ImagePreparation, PreparedImage
-from vplab.embedding.single_flight import SingleFlight
 from vplab.embedding.values import (
     Array,
     Embedding,
@@ -31,6 +30,7 @@ from vplab.embedding.values import (
 )
 from vplab.errors import Internal, NotFound
 from vplab.runtime.device_queue import DeviceQueue, Priority
+from vplab.runtime.single_flight import SingleFlight
 
 Value = TypeVar("Value")
 

@@ -9,9 +9,9 @@ import structlog
 from vplab.embedding import metrics
 from vplab.embedding.encoder_pool import EncoderPool
 from vplab.embedding.ports import ModelSource
-from vplab.embedding.single_flight import SingleFlight
 from vplab.embedding.values import EncoderStatus, EncoderVersion
 from vplab.errors import DeadlineExceeded, Unavailable, VPLabError
+from vplab.runtime.single_flight import SingleFlight
 
 _log = structlog.get_logger(__name__)
 

@@ -9,9 +9,9 @@ import structlog
 
 from vplab.embedding import metrics
 from vplab.embedding.ports import EncoderLoader, LoadedEncoder, ModelSource
-from vplab.embedding.single_flight import SingleFlight
 from vplab.embedding.values import EncoderVersion
 from vplab.errors import DataLoss, FailedPrecondition
+from vplab.runtime.single_flight import SingleFlight
 
 _log = structlog.get_logger(__name__)
 

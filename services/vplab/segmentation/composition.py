@@ -1,14 +1,13 @@
 """Puts the service together from its settings and backends; ``__main__`` and tests start here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from vplab.api.segmentation.v1 import segmentation_service_pb2_grpc as pb_grpc
+from vplab.runtime.background import Background
 from vplab.runtime.onnx_session import OnnxSettings
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
@@ -23,8 +22,6 @@ from vplab.segmentation.servicer import SegmentationServicer
 from vplab.segmentation.targets import Targets
 from vplab.segmentation.workers import Workers
 from vplab.vision.images import ImageLimits
-
-_log = structlog.get_logger(__name__)
 
 SERVICE_NAME = "vplab.api.segmentation.v1.SegmentationService"
 # Room in a message for everything that is not logits.
@@ -102,7 +99,7 @@ async def open_segmentation(
             refines=config.refines,
             max_logits_bytes=max(0, config.max_send_bytes - _MESSAGE_MARGIN_BYTES),
         )
-        background = _Background()
+        background = Background()
         stack.push_async_callback(background.close)
         background.start("aliases", segmenters.follow())
         if config.preload:
@@ -113,27 +110,6 @@ async def open_segmentation(
             pb_grpc.add_SegmentationServiceServicer_to_server(servicer, server)
 
         yield SegmentationService(Registration(SERVICE_NAME, add), segmenters)
-
-
-class _Background:
-    """Tasks that last as long as the service; one that fails is logged, and the service goes on without it."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        async def run() -> None:
-            try:
-                await work
-            except Exception:
-                _log.exception("background_work_failed", work=name)
-
-        self._tasks.add(asyncio.create_task(run(), name=name))
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def _onnx(config: SegmentationConfig) -> OnnxSettings:

@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 
 from vplab.errors import InvalidInput
+from vplab.runtime.single_flight import SingleFlight
 from vplab.segmentation.byte_cache import ByteCache
 from vplab.segmentation.errors import ModelMismatch, ModelUnsupported
 from vplab.segmentation.ports import PromptSetStore
 from vplab.segmentation.segmenters import Segmenters
-from vplab.segmentation.single_flight import SingleFlight
 from vplab.segmentation.targets import PATCH_FEATURES, Targets
 from vplab.segmentation.values import (
     DraftReference,
@@ -67,7 +67,7 @@ class PromptSets:
         self._cache: ByteCache[References] = ByteCache(
             "references", cache_bytes, lambda r: r.num_bytes, keeps_newest=True
         )
-        self._preparing: SingleFlight[References] = SingleFlight()
+        self._preparing: SingleFlight[References] = SingleFlight(outlives_callers=True)
 
     def effective(self, options: Options) -> Options:
         """Return options with the server's defaults where nothing is said; only presence_threshold may stay unsaid."""

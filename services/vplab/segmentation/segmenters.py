@@ -12,9 +12,9 @@ from typing import TypeVar
 import structlog
 
 from vplab.errors import DataLoss, DeadlineExceeded, FailedPrecondition, Unavailable, VPLabError
+from vplab.runtime.single_flight import SingleFlight
 from vplab.segmentation import metrics
 from vplab.segmentation.ports import LoadedSegmenter, ModelSource, SegmenterLoader
-from vplab.segmentation.single_flight import SingleFlight
 from vplab.segmentation.values import EncoderVersion, SegmenterVersion
 
 _log = structlog.get_logger(__name__)
@@ -43,8 +43,8 @@ class Segmenters:
         self._encoders: OrderedDict[str, EncoderVersion] = OrderedDict()
         self._loaded: OrderedDict[str, tuple[SegmenterVersion, LoadedSegmenter]] = OrderedDict()
         self._failures: dict[str, tuple[float, FailedPrecondition | DataLoss]] = {}
-        self._finding: SingleFlight[SegmenterVersion] = SingleFlight()
-        self._loading: SingleFlight[LoadedSegmenter] = SingleFlight()
+        self._finding: SingleFlight[SegmenterVersion] = SingleFlight(outlives_callers=True)
+        self._loading: SingleFlight[LoadedSegmenter] = SingleFlight(outlives_callers=True)
         self._moving: dict[str, asyncio.Task[None]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="load-segmenter")
 

@@ -5,8 +5,8 @@ import contextvars
 
 import pytest
 
-from vplab.embedding.single_flight import SingleFlight
 from vplab.errors import DeadlineExceeded, InvalidInput
+from vplab.runtime.single_flight import SingleFlight
 
 
 class Work:

@@ -56,6 +56,11 @@ class SingleFlight(Generic[Value]):
                 self._forget(key, flight)  # at once, so that nobody joins what is being cancelled
                 flight.task.cancel()
 
+    def close(self) -> None:
+        """Cancel what runs."""
+        for flight in self._flights.values():
+            flight.task.cancel()
+
     def _forget(self, key: Hashable, flight: "_Flight[Value]") -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
