@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
 from obstore.store import LocalStore
 
 from vplab.api.embedding.v1 import embedding_service_pb2_grpc as pb_grpc
