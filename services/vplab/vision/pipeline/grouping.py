@@ -36,7 +36,7 @@ class Group:
 
 def group_by_overlap(candidates: Sequence[Candidate]) -> list[Group]:
     """Merge masks that overlap, best score first, instead of suppressing all but one: forty prompts are forty opinions
-    of one object, and their mean is better than the best (measured: 2 to 4 points of IoU)."""
+    of one object, and their mean was better than the best wherever it was tried."""
     ranked = sorted(candidates, key=lambda c: -c.score)
     if not ranked:
         return []
