@@ -14,13 +14,14 @@ from sqlalchemy import create_engine
 from fakes.postgres_server import PostgresServer
 from fakes.s3_server import S3Server
 from vplab.registry.backends.file_uploads import FileUploads
-from vplab.registry.backends.sql_catalog import SqlCatalog, open_engine
+from vplab.registry.backends.sql_catalog import SqlCatalog
 from vplab.registry.backends.sql_migrations import migrate
 from vplab.registry.backends.sql_schema import counters, metadata
 from vplab.registry.composition import open_blob_store
 from vplab.registry.config import RegistryConfig
 from vplab.registry.core.registry import Registry, Retention
 from vplab.registry.values import ArtifactKind, BlobFile, Manifest, Version
+from vplab.runtime.database import open_engine
 
 
 @dataclass(frozen=True)

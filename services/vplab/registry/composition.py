@@ -15,7 +15,7 @@ from vplab.errors import FailedPrecondition, VPLabError
 from vplab.registry.alias_feed import AliasFeed
 from vplab.registry.backends.file_blobs import FileBlobs
 from vplab.registry.backends.file_uploads import FileUploads
-from vplab.registry.backends.sql_catalog import SqlCatalog, open_engine
+from vplab.registry.backends.sql_catalog import SqlCatalog
 from vplab.registry.backends.sql_migrations import migrate
 from vplab.registry.builtin_models import publish_builtin_models
 from vplab.registry.config import RegistryConfig
@@ -24,6 +24,7 @@ from vplab.registry.errors import StoreUnavailable
 from vplab.registry.offload import Offload
 from vplab.registry.ports import BlobStore
 from vplab.registry.servicer import RegistryServicer
+from vplab.runtime.database import open_engine
 from vplab.runtime.server import Registration, StartError
 
 if TYPE_CHECKING:

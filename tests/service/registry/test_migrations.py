@@ -10,9 +10,10 @@ from sqlalchemy import text
 
 from fakes.postgres_server import PostgresServer
 from vplab.errors import FailedPrecondition, InvalidInput, Unavailable
-from vplab.registry.backends.sql_catalog import SqlCatalog, open_engine
+from vplab.registry.backends.sql_catalog import SqlCatalog
 from vplab.registry.backends.sql_migrations import SCRIPTS, current_revision, migrate
 from vplab.registry.backends.sql_schema import HEAD_REVISION, metadata
+from vplab.runtime.database import open_engine
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -15,11 +15,12 @@ from vplab.errors import Unavailable
 from vplab.registry import composition
 from vplab.registry.backends.file_blobs import FileBlobs
 from vplab.registry.backends.file_uploads import FileUploads
-from vplab.registry.backends.sql_catalog import SqlCatalog, open_engine
+from vplab.registry.backends.sql_catalog import SqlCatalog
 from vplab.registry.composition import open_registry
 from vplab.registry.core.registry import Registry
 from vplab.registry.errors import ResourceNotFound, StorageFull, StoreUnavailable
 from vplab.registry.values import ArtifactKind
+from vplab.runtime.database import open_engine
 from vplab.runtime.server import StartError, running_server
 
 

@@ -11,9 +11,10 @@ from fakes.crashing_registry import Nursery, RegistryProcess, running_nursery
 from fakes.registry_stores import FakeClock, Stores, make_artifact, opened_registry, publish_bytes
 from vplab.api.registry.v1 import registry_service_pb2 as pb
 from vplab.api.registry.v1 import registry_service_pb2_grpc as pb_grpc
-from vplab.registry.backends.sql_catalog import SqlCatalog, open_engine
+from vplab.registry.backends.sql_catalog import SqlCatalog
 from vplab.registry.composition import open_blob_store
 from vplab.registry.values import BlobState
+from vplab.runtime.database import open_engine
 
 CONTENT = {"weights.bin": b"w" * 3_000}  # two chunks
 ARTIFACT = "artifacts/scratch"

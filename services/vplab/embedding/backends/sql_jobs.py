@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy import event
 
 from vplab.embedding.values import (
     TERMINAL_STATES,
@@ -27,6 +26,7 @@ from vplab.embedding.values import (
     Precision,
 )
 from vplab.errors import AlreadyExists, NotFound, Unavailable
+from vplab.runtime.database import open_engine
 
 Value = TypeVar("Value")
 
@@ -73,9 +73,7 @@ class SqlJobs:
     """Implements JobStore on one thread, so that SQLite never meets two writers of this process."""
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url, connect_args=_connect_args(url))
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _configure_sqlite)
+        self._engine = open_engine(url, connections=1).execution_options(vplab_writes=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="precompute-jobs")
 
     async def open(self) -> None:
@@ -250,14 +248,3 @@ def _job(connection: sa.Connection, row: Any) -> Job:
         create_time=datetime.fromtimestamp(row.create_time, UTC),
         end_time=None if row.end_time is None else datetime.fromtimestamp(row.end_time, UTC),
     )
-
-
-def _connect_args(url: str) -> dict[str, Any]:
-    return {"timeout": 30} if url.startswith("sqlite") else {}
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
