@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vplab.cli.label_images import read_labels
+from vplab.vision.label_images import read_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_CLICKS = 4

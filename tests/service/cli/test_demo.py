@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fakes.segmentation_server import FakeSegmentation
-from vplab.cli.label_images import read_labels
 from vplab.errors import InvalidInput
+from vplab.vision.label_images import read_labels
 
 Vplab = Callable[..., Any]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fakes.vplab_command import Vplab
-from vplab.cli.label_images import read_labels
+from vplab.vision.label_images import read_labels
 
 DATA = Path(os.environ.get("VPLAB_DATA", Path(__file__).parents[4] / "shared" / "data")) / "neu_steel"
 CLASS = 2

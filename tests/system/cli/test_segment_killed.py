@@ -10,7 +10,7 @@ from PIL import Image
 
 from fakes.segmentation_server import FakeSegmentation, serving_in_threads
 from fakes.vplab_command import Vplab, ended, wait_for
-from vplab.cli.label_images import read_labels
+from vplab.vision.label_images import read_labels
 
 NUM_IMAGES = 40
 IN_FLIGHT = 4

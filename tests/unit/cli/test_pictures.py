@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vplab.cli.label_images import colour_of
 from vplab.cli.pictures import Cell, contact_sheet, overlay, save_picture, thumbnail
+from vplab.vision.label_images import colour_of
 
 
 def test_an_overlay_colours_the_mask_and_nothing_else() -> None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from vplab.cli.folder_run import mask_path
 from vplab.cli.journal import Entry
-from vplab.cli.label_images import read_labels
 from vplab.errors import InvalidInput
+from vplab.vision.label_images import read_labels
 
 
 @dataclass(frozen=True)

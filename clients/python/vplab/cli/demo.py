@@ -18,7 +18,6 @@ from vplab.cli.exit_codes import ExitCode
 from vplab.cli.folder_run import FolderRun, mask_path
 from vplab.cli.image_files import ImageFile
 from vplab.cli.journal import Journal
-from vplab.cli.label_images import label_png, read_labels
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import Cell, contact_sheet, overlay, save_picture, write_whole
 from vplab.cli.prompting import Clicks, propose, save_reference
@@ -27,6 +26,7 @@ from vplab.cli.terminal import messages, results, write_json
 from vplab.client import AsyncClient, SegmentClass
 from vplab.client.segmentation.values import PromptSet
 from vplab.errors import InvalidInput
+from vplab.vision.label_images import label_png, read_labels
 from vplab.vision.synthesis import DEFECTS, SURFACES, InspectionImage, synthesize_inspection_set
 
 _PROMPT_SET = "demo"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vplab.cli.image_files import ImageFile, link_or_copy, name_results
 from vplab.cli.journal import ClassFigures, Entry, Journal
-from vplab.cli.label_images import label_png
 from vplab.cli.pictures import write_whole
 from vplab.cli.terminal import describe
 from vplab.client import AsyncClient, SegmentOptions
@@ -23,6 +22,7 @@ from vplab.errors import (
     Unavailable,
     Unknown,
 )
+from vplab.vision.label_images import label_png
 
 _PATIENCE_S = 60.0
 """How long an image waits for a service that is away or overloaded before the run stops."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vplab.cli.label_images import colour_of
+from vplab.vision.label_images import colour_of
 
 _FILL = 0.45
 """Share of the colour inside a mask; the surface must stay visible under it."""

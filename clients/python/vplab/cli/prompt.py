@@ -9,7 +9,6 @@ import typer
 from numpy.typing import NDArray
 
 from vplab.cli.connection import Where, connected
-from vplab.cli.label_images import read_labels
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import overlay, save_picture
 from vplab.cli.prompting import Clicks, Proposal, propose, save_reference
@@ -20,6 +19,7 @@ from vplab.client import SegmentClass
 from vplab.client.segmentation.values import PromptSet
 from vplab.errors import InvalidInput
 from vplab.vision.images import decode_image
+from vplab.vision.label_images import read_labels
 
 
 @verb

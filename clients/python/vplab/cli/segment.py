@@ -19,7 +19,6 @@ from vplab.cli.exit_codes import ExitCode
 from vplab.cli.folder_run import FolderRun, mask_path
 from vplab.cli.image_files import ImageFile, find_images
 from vplab.cli.journal import Entry, Journal
-from vplab.cli.label_images import read_labels
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import Cell, contact_sheet, overlay, save_picture, thumbnail, write_whole
 from vplab.cli.running import run_async, verb
@@ -29,6 +28,7 @@ from vplab.client import AsyncClient, SegmentOptions
 from vplab.client.segmentation.values import MatcherName, PromptSet
 from vplab.errors import InvalidInput, ResourceExhausted
 from vplab.vision.images import decode_image
+from vplab.vision.label_images import read_labels
 
 _MAX_CELLS = 40
 _MAX_LISTED = 20

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from vplab.cli.label_images import colour_of, label_png, read_labels
 from vplab.errors import InvalidInput
+from vplab.vision.label_images import colour_of, label_png, read_labels
 
 
 @settings(max_examples=50)
