@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from vplab.training.foundation.export import ENCODER, SEGMENTER
 from vplab.training.foundation.sources import held_out_ids
 from vplab.vision.masks import upsample_logits
+from vplab.vision.measures import BoolArray, iou, largest_piece
 from vplab.vision.preprocessing import FrameTransform, preprocess
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
+from vplab.vision.simulated_clicks import next_click, tight_box
 from vplab.vision.specs import EncoderSpec, SegmenterSpec, canonical_json, spec_from_json
 
-BoolArray = NDArray[np.bool_]
 CLICKS = (1, 3, 5)
 
 
@@ -137,32 +138,8 @@ def read_set(data_dir: Path, wanted: EvaluationSet, limit: int) -> Iterator[tupl
         assert mask is not None
         target = np.asarray(mask == wanted.value)
         if not wanted.whole_class:
-            _, components, stats, _ = cv2.connectedComponentsWithStats(target.astype(np.uint8), connectivity=8)
-            target = components == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+            target = largest_piece(target)
         yield np.ascontiguousarray(image[..., ::-1]).astype(np.uint8), target
-
-
-def iou(predicted: BoolArray, target: BoolArray) -> float:
-    """Return intersection over union; the target must not be empty."""
-    return float((predicted & target).sum() / (predicted | target).sum())
-
-
-def tight_box(mask: BoolArray) -> NDArray[np.float32]:
-    """Return (x_min, y_min, x_max, y_max) of a non-empty mask, far edges outside."""
-    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-
-
-def next_click(predicted: BoolArray, target: BoolArray) -> tuple[NDArray[np.float32], int]:
-    """Return the point deepest inside what is wrong, and its label: the protocol of interactive segmentation."""
-    best: tuple[float, NDArray[np.float32], int] = (-1.0, np.zeros(2, np.float32), 1)
-    for wrong, label in ((target & ~predicted, 1), (predicted & ~target, 0)):
-        padded = np.pad(wrong.astype(np.uint8), 1)
-        distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
-        row, column = np.unravel_index(int(distance.argmax()), distance.shape)
-        if distance[row, column] > best[0]:
-            best = (float(distance[row, column]), np.array([column, row], np.float32), label)
-    return best[1], best[2]
 
 
 def evaluate_set(pair: ExportedPair, data_dir: Path, wanted: EvaluationSet, limit: int) -> dict[str, float]:
