@@ -63,7 +63,9 @@ def train(arguments: argparse.Namespace) -> None:
     resumes = (folder / CHECKPOINT).is_file()
     trunk = None if resumes else MobileNetTrunk.from_weights(arguments.trunk)
     trainer = Trainer(folder, config, sources, NanoSegmenter(trunk), arguments.device)
-    trainer.resume()
+    if not trainer.resume() and arguments.start_from is not None:
+        trainer.model.load_state_dict(load_model(arguments.start_from).state_dict())
+        trainer.start_average()
     deadline = time.monotonic() + 60 * arguments.minutes
     sums: dict[str, float] = {}
     count = 0
@@ -121,6 +123,7 @@ def command_line() -> argparse.ArgumentParser:
     step.add_argument("--cache", type=Path, required=True)
     step.add_argument("--run", type=Path, required=True, help="folder of config.json, checkpoint and log")
     step.add_argument("--trunk", type=Path, help="timm mobilenetv2_100 safetensors; default: timm's download")
+    step.add_argument("--start-from", type=Path, help="checkpoint of another run whose averaged weights to start from")
     step.add_argument("--device", default="cpu")
     step.add_argument("--threads", type=int, default=2)
     step.add_argument("--until", type=int, help="stop after this step")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vplab.errors import FailedPrecondition
-from vplab.vision.synthesis import synthesize_scene
+from vplab.vision.synthesis import synthesize_scene, synthesize_section
 
 CANVAS = 512
 NATURAL_SOURCES = ("bsds500", "ecssd", "camvid")
@@ -159,11 +159,14 @@ def open_cache(folder: Path) -> Source:
 
 
 def generate_procedural(count: int, seed: int) -> Iterator[Labelled]:
-    """Generate labelled scenes of 512 pixels; in one of four all instances of a class are one segment."""
+    """Generate labelled pictures of 512 pixels, one in five the section of a granular material.
+
+    In one of four all instances of a class are one segment.
+    """
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         size_hw = (CANVAS, CANVAS) if index % 2 else (int(rng.integers(256, CANVAS)), CANVAS)
-        scene = synthesize_scene(size_hw, rng)
+        scene = synthesize_section(size_hw, rng) if index % 5 == 4 else synthesize_scene(size_hw, rng)
         segments = scene.segments
         if index % 4 == 0:
             classes = sorted(set(scene.class_names))

@@ -17,7 +17,7 @@ from vplab.training.foundation.crops import ViewSampler
 from vplab.training.foundation.losses import low_res_targets, segmenter_loss
 from vplab.training.foundation.prompting import PromptGroup, first_round, next_round
 from vplab.training.foundation.sources import Source
-from vplab.vision.nano.architecture import STRIDE, NanoSegmenter
+from vplab.vision.nano.architecture import NanoSegmenter
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -101,7 +101,7 @@ class Trainer:
             lr=0.0,
             weight_decay=self.config.weight_decay,
         )
-        self.average = {n: p.detach().clone() for n, p in trainable.items()}
+        self.start_average()
         self.numpy_rng = np.random.default_rng(self.config.seed)
         self.torch_rng = torch.Generator().manual_seed(self.config.seed)
 
@@ -132,7 +132,7 @@ class Trainer:
         return images.float().sub_(127.5).div_(127.5), masks
 
     def _step(self, images: Tensor, masks: Tensor, decoder: Any, stage: Stage) -> dict[str, float]:
-        grid = 4 * stage.size // STRIDE
+        grid = 4 * stage.size // self.model.stride
         targets = low_res_targets(masks.float(), (grid, grid))
         image_index = torch.arange(stage.num_images).repeat_interleave(stage.prompts_per_image)
         num_rounds = 1 + int(torch.multinomial(torch.tensor(self.config.rounds), 1, generator=self.torch_rng))
@@ -176,9 +176,13 @@ class Trainer:
         current = dict(self.model.named_parameters())
         torch._foreach_lerp_(list(self.average.values()), [current[name].detach() for name in self.average], 1 - decay)
 
+    def start_average(self) -> None:
+        """Let the running mean begin at the weights as they are now."""
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+
     def averaged(self) -> NanoSegmenter:
         """Return a copy of the model, on the CPU, with the averaged weights."""
-        copy = NanoSegmenter()
+        copy = NanoSegmenter(stride=self.model.stride)
         copy.load_state_dict({**self.model.state_dict(), **self.average})
         return copy.eval()
 

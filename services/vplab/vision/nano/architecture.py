@@ -26,29 +26,36 @@ FEATURE_STRIDES = (8, 16, 32)
 
 
 class Neck(nn.Module):
-    """Fuse strides 4 to 32 into the image embedding at stride 16.
+    """Fuse strides 4 to 32 into the image embedding at ``stride``, 16 or 8.
 
     Finer maps are folded into channels (pixel unshuffle), not pooled: the decoder's two transposed convolutions can
-    only restore detail below a cell that the embedding still holds.
+    only restore detail below a cell that the embedding still holds. Coarser ones are enlarged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stride: int = STRIDE) -> None:
         super().__init__()
-        width = 16 * CHANNELS[4] + 4 * CHANNELS[8] + CHANNELS[16] + CHANNELS[32]
+        self.stride = stride
+        width = sum(max(1, stride // s) ** 2 * channels for s, channels in CHANNELS.items())
         self.fuse = nn.Conv2d(width, EMBED_DIM, 1)
         self.norm = LayerNorm2d(EMBED_DIM)
         self.mix = nn.ModuleList([MixingBlock(EMBED_DIM) for _ in range(2)])
         self.out_norm = LayerNorm2d(EMBED_DIM)
 
     def forward(self, maps: dict[int, Tensor]) -> Tensor:
-        """Return (B, 256, h, w), h and w the input's sides over 16."""
-        context = F.interpolate(maps[32], scale_factor=2.0, mode="bilinear", align_corners=False)
-        folded = [F.pixel_unshuffle(maps[4], 4), F.pixel_unshuffle(maps[8], 2), maps[16], context]
-        x = self.norm(self.fuse(torch.cat(folded, dim=1)))
+        """Return (B, 256, h, w), h and w the input's sides over the stride."""
+        x = self.norm(self.fuse(torch.cat([self._on_grid(maps[s], s) for s in CHANNELS], dim=1)))
         for block in self.mix:
             x = block(x)
         out: Tensor = self.out_norm(x)
         return out
+
+    def _on_grid(self, level: Tensor, stride: int) -> Tensor:
+        if stride < self.stride:
+            return F.pixel_unshuffle(level, self.stride // stride)
+        if stride == self.stride:
+            return level
+        scale = float(stride // self.stride)
+        return F.interpolate(level, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
 class MixingBlock(nn.Module):
@@ -101,10 +108,10 @@ class NanoEncoder(nn.Module):
     them for masks made classes harder to tell apart.
     """
 
-    def __init__(self, trunk: MobileNetTrunk | None = None) -> None:
+    def __init__(self, trunk: MobileNetTrunk | None = None, stride: int = STRIDE) -> None:
         super().__init__()
         self.trunk = trunk or MobileNetTrunk()
-        self.neck = Neck()
+        self.neck = Neck(stride)
         self.feature_blocks = self.trunk.upper_copy()
         self.projection = PatchProjection()
 
@@ -126,10 +133,11 @@ class NanoEncoder(nn.Module):
 class NanoSegmenter(nn.Module):
     """Encoder, prompt encoder and mask decoder together, as they are trained."""
 
-    def __init__(self, trunk: MobileNetTrunk | None = None) -> None:
+    def __init__(self, trunk: MobileNetTrunk | None = None, stride: int = STRIDE) -> None:
         super().__init__()
-        self.encoder = NanoEncoder(trunk)
-        grid = (INPUT_SIZE // STRIDE, INPUT_SIZE // STRIDE)
+        self.stride = stride
+        self.encoder = NanoEncoder(trunk, stride)
+        grid = (INPUT_SIZE // stride, INPUT_SIZE // stride)
         self.prompt_encoder = PromptEncoder(
             embed_dim=EMBED_DIM, image_embedding_size=grid, input_image_size=(INPUT_SIZE, INPUT_SIZE), mask_in_chans=16
         )
@@ -143,5 +151,5 @@ class NanoSegmenter(nn.Module):
         encoder's size in place: of several decoders the last one made is valid.
         """
         self.prompt_encoder.input_image_size = (input_size, input_size)
-        self.prompt_encoder.image_embedding_size = (input_size // STRIDE, input_size // STRIDE)
+        self.prompt_encoder.image_embedding_size = (input_size // self.stride, input_size // self.stride)
         return PromptDecoder(self.prompt_encoder, self.mask_decoder)

@@ -5,7 +5,13 @@ from one seed, so the same call gives the same images.
 """
 
 from vplab.vision.synthesis.defects import DEFECTS
-from vplab.vision.synthesis.scenes import InspectionImage, LabelledScene, synthesize_inspection_set, synthesize_scene
+from vplab.vision.synthesis.scenes import (
+    InspectionImage,
+    LabelledScene,
+    synthesize_inspection_set,
+    synthesize_scene,
+    synthesize_section,
+)
 from vplab.vision.synthesis.surfaces import SURFACES
 
 __all__ = [
@@ -15,4 +21,5 @@ __all__ = [
     "LabelledScene",
     "synthesize_inspection_set",
     "synthesize_scene",
+    "synthesize_section",
 ]

@@ -44,6 +44,12 @@ class DefectStyle:
         opacity = rng.uniform(0.1, 0.6)
         return cls(rng.uniform(0.6, 1.6), gain, colour.astype(np.float32), opacity, rng.uniform(-2, 5))
 
+    def fainter(self, strength: float) -> "DefectStyle":
+        """Return the style at ``strength`` of its contrast, 0 invisible to 1 as it is."""
+        return DefectStyle(
+            self.size, 1 + (self.gain - 1) * strength, self.colour, self.opacity * strength, self.depth * strength
+        )
+
 
 @dataclass(frozen=True)
 class Defect:
@@ -163,6 +169,58 @@ def part(size_hw: tuple[int, int], unit: float, style: DefectStyle, rng: np.rand
     return Defect(coverage, np.asarray(tone, np.float32), -4 * unit)
 
 
+def band(size_hw: tuple[int, int], unit: float, style: DefectStyle, rng: np.random.Generator) -> Defect:
+    """A strip that crosses the whole picture, streaked along its length: a roll mark or a torn-up scratch."""
+    heading = rng.choice([0, np.pi / 2]) + rng.normal(0, 0.08) if rng.random() < 0.7 else rng.uniform(0, np.pi)
+    along, across = coordinates(size_hw, heading)
+    length = float(np.hypot(*size_hw))
+    width = rng.uniform(8, 45) * unit * style.size
+    offset = rng.uniform(-0.4, 0.4) * min(size_hw)
+    t = np.linspace(-length, length, 2 * int(length / (12 * unit)) + 2)
+    wander, ragged = (np.cumsum(rng.normal(0, 1, t.size)) for _ in range(2))
+    middle = np.interp(along, t, offset + 0.6 * unit * (wander - wander.mean()))
+    half = np.interp(along, t, width / 2 * np.clip(1 + 0.06 * (ragged - ragged.mean()), 0.4, 1.8))
+    coverage = np.clip(half - np.abs(across - middle) + 0.5, 0, 1).astype(np.float32)
+    if rng.random() < 0.35:  # it may also end inside the picture
+        coverage *= np.clip((along - rng.uniform(-0.3, 0.3) * length / 2) / (4 * unit), 0, 1).astype(np.float32)
+    streaks = np.interp(
+        across, np.arange(-length, length, 3 * unit), rng.normal(0, 1, np.arange(-length, length, 3 * unit).size)
+    )
+    texture = 1 + rng.uniform(0.03, 0.15) * streaks + 0.08 * smooth_noise(size_hw, 12 * unit, rng)
+    return Defect(coverage, np.asarray(np.maximum(texture, 0.2), np.float32), style.depth * 0.5 * unit)
+
+
+def fleck(size_hw: tuple[int, int], unit: float, style: DefectStyle, rng: np.random.Generator) -> Defect:
+    """A small pointed sliver, lying near one of the picture's axes as slag drawn out by rolling does."""
+    length = rng.uniform(14, 110) * unit * style.size
+    width = np.clip(length * rng.uniform(0.12, 0.4), 4 * unit, 22 * unit)
+    heading = rng.choice([0, np.pi / 2]) + rng.normal(0, 0.12)
+    t = np.linspace(0, np.pi, 14)
+    tip = rng.uniform(0.5, 1.2)
+    sides = [width / 2 * np.sin(t) ** tip * (1 + rng.normal(0, 0.15, t.size)) for _ in range(2)]
+    x = np.concatenate([-np.cos(t), np.cos(t)]) * length / 2
+    y = np.concatenate([sides[0], -sides[1]])
+    cos, sin = np.cos(heading), np.sin(heading)
+    outline = _place(size_hw, rng, 0.05) + np.column_stack([x * cos - y * sin, x * sin + y * cos])
+    return _plain(polygon_coverage(size_hw, outline), style.depth * 0.2 * unit)
+
+
+def sprig(size_hw: tuple[int, int], unit: float, style: DefectStyle, rng: np.random.Generator) -> Defect:
+    """A star of narrow lobes round a centre: a weed, a splash, a branching crystal."""
+    centre = _place(size_hw, rng)
+    reach = rng.uniform(18, 75) * unit * style.size
+    coverage = np.zeros(size_hw, np.float32)
+    for angle in rng.uniform(0, 2 * np.pi) + np.cumsum(rng.uniform(0.5, 1.5, int(rng.integers(3, 9)))):
+        t = np.linspace(0, 1, 12)
+        bend = angle + rng.normal(0, 0.5) * t
+        length = reach * rng.uniform(0.5, 1)
+        points = centre + np.cumsum(np.column_stack([np.cos(bend), np.sin(bend)]), axis=0) * length / len(t)
+        widths = length * rng.uniform(0.12, 0.4) * np.sin(np.pi * np.clip(t, 0.12, 0.97)) ** 0.8
+        coverage = np.maximum(coverage, polyline_coverage(size_hw, points, np.maximum(widths, 1.5 * unit)))
+    tone = 1 + 0.12 * smooth_noise(size_hw, 10 * unit, rng)
+    return Defect(coverage, np.asarray(np.maximum(tone, 0.2), np.float32), -2 * unit)
+
+
 DEFECTS: dict[str, Callable[[tuple[int, int], float, DefectStyle, np.random.Generator], Defect]] = {
     "scratch": scratch,
     "crack": crack,
@@ -172,4 +230,7 @@ DEFECTS: dict[str, Callable[[tuple[int, int], float, DefectStyle, np.random.Gene
     "inclusion": inclusion,
     "dent": dent,
     "part": part,
+    "band": band,
+    "fleck": fleck,
+    "sprig": sprig,
 }

@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 from vplab.errors import InvalidInput
 from vplab.vision.synthesis.camera import Camera
 from vplab.vision.synthesis.defects import DEFECTS, Defect, DefectStyle
+from vplab.vision.synthesis.grains import PHASES, grain_map
 from vplab.vision.synthesis.surfaces import SURFACES, Surface
 
 MIN_SIDE = 64
 MASK_COVERAGE = 0.5
 """A pixel belongs to a defect that covers at least this share of it."""
 _MIN_INSTANCE_PX = 12
-_NUMEROUS = ("pore", "part", "inclusion")
+_NUMEROUS = ("pore", "part", "inclusion", "fleck", "sprig")
+_FAINT_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def synthesize_scene(size_hw: tuple[int, int], rng: np.random.Generator) -> Labe
     names: list[str] = []
     for name in rng.choice(sorted(DEFECTS), size=int(rng.integers(1, 4)), replace=False):
         style = DefectStyle.draw(rng)
+        if rng.random() < _FAINT_SHARE:
+            style = style.fainter(float(rng.uniform(0.15, 0.6)))
         most = 12 if name in _NUMEROUS and rng.random() < 0.5 else 4
         for _ in range(int(rng.integers(1, most + 1))):
             instance = _instance(str(name), size_hw, unit, style, rng)
@@ -95,6 +99,18 @@ def synthesize_scene(size_hw: tuple[int, int], rng: np.random.Generator) -> Labe
             names.append(str(name))
             segments[instance.coverage >= MASK_COVERAGE] = len(names)
     return LabelledScene(camera.take(base, rng), segments, tuple(names))
+
+
+def synthesize_section(size_hw: tuple[int, int], rng: np.random.Generator) -> LabelledScene:
+    """Generate the section of a granular material: a grey or tinted picture in which every grain is an instance.
+
+    Raises InvalidInput for a side below 64.
+    """
+    _check(1, size_hw, "patch", None)
+    tone, segments, phases = grain_map(size_hw, _unit(size_hw), rng)
+    tint = np.ones(3) if rng.random() < 0.6 else rng.uniform(0.6, 1.2, 3)
+    image = np.clip(255 * tone[..., None] * tint, 0, 255).astype(np.uint8)
+    return LabelledScene(image, segments, tuple(PHASES[phase] for phase in phases))
 
 
 def _check(num_images: int, size_hw: tuple[int, int], defect: str, surface: str | None) -> None:
