@@ -1,13 +1,11 @@
 """What a run over a folder has done so far: appended line by line, so that a kill loses at most the image in hand."""
 
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vplab.errors import FailedPrecondition
+from vplab.client.json_lines import JsonLines
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,10 @@ class Entry:
 
 @dataclass
 class Journal:
-    """The entries of one output folder. Everything in it was made with the same ``settings``."""
+    """The entries of one output folder. Everything in it was made with the same settings."""
 
-    path: Path
-    settings: dict[str, Any]
+    lines: JsonLines
     entries: dict[str, Entry] = field(default_factory=dict)
-    _file: Any = None
 
     @staticmethod
     def open(path: Path, settings: dict[str, Any]) -> "Journal":
@@ -63,29 +59,19 @@ class Journal:
         A last line that a kill cut short is dropped. Raises FailedPrecondition if the folder was filled with other
         settings: results of two prompt sets must not be mixed.
         """
-        settings = json.loads(json.dumps(settings))
-        journal = Journal(path, settings)
-        lines = journal._read()
-        if lines and lines[0] != {"settings": settings}:
-            changed = _differences(lines[0].get("settings", {}), settings)
-            message = f"{path.parent} holds results of another run ({changed}); choose another --out or add --restart"
-            raise FailedPrecondition(message)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        journal._file = path.open("a", encoding="utf-8")
-        if not lines:
-            journal._append({"settings": settings})
-        for line in lines[1:]:
+        journal = Journal(JsonLines(path, settings))
+        for line in journal.lines.lines:
             journal._take(line)
         return journal
 
     def add(self, entry: Entry) -> None:
         """Record an image; once this returns it survives a kill."""
         self.entries[entry.image] = entry
-        self._append(asdict(entry))
+        self.lines.append(asdict(entry))
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self.lines.close()
 
     def __enter__(self) -> "Journal":
         """Return the journal."""
@@ -97,10 +83,6 @@ class Journal:
         """Close the file."""
         self.close()
 
-    def _append(self, content: dict[str, Any]) -> None:
-        self._file.write(json.dumps(content) + "\n")
-        self._file.flush()
-
     def _take(self, line: dict[str, Any]) -> None:
         try:
             classes = tuple(ClassFigures(**figures) for figures in line.pop("classes"))
@@ -108,25 +90,3 @@ class Journal:
         except (TypeError, KeyError):
             return
         self.entries[entry.image] = entry
-
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        lines = []
-        for line in whole.splitlines():
-            try:
-                content = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(content, dict):
-                lines.append(content)
-        return lines
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return ", ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in changed) or "unreadable journal"
