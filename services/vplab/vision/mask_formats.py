@@ -5,6 +5,7 @@ from the third count on as differences to the count before the last).
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -77,6 +78,28 @@ def coco_rle_to_mask(rle: Mapping[str, object], *, max_pixels: int = _MAX_PIXELS
     return np.ascontiguousarray(flat.reshape(width, height).T)
 
 
+def coco_polygons_to_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the union of COCO polygons, [x, y, x, y, ...] each, pixel for pixel as ``pycocotools`` draws them.
+
+    Returns (H, W) bool. Source: ``rleFrPoly`` of cocoapi, common/maskApi.c. Raises InvalidInput for a polygon of fewer
+    than three corners, an odd count, or corners that lie further outside the image than it is long.
+    """
+    mask = np.zeros(size_hw, np.bool_)
+    reach = max(size_hw)
+    for index, numbers in enumerate(polygons):
+        field = f"segmentation[{index}]"
+        is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str)
+        if not is_list or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise InvalidInput("a polygon is a list of numbers", field=field)
+        if len(numbers) < 6 or len(numbers) % 2:
+            raise InvalidInput(f"a polygon has x and y of at least 3 corners, not {len(numbers)} numbers", field=field)
+        corners = np.array(numbers, np.float64).reshape(-1, 2)
+        if (corners < -reach).any() or (corners > 2 * reach).any():
+            raise InvalidInput(f"a corner is more than {reach} pixels outside the image", field=field)
+        mask |= _fill(corners, size_hw)
+    return mask
+
+
 def mask_to_png(mask: NDArray[np.bool_], *, bits: int = 8) -> bytes:
     """Return a grey PNG: background 0, foreground white; 1 or 8 bits a pixel."""
     if bits not in (1, 8):
@@ -105,6 +128,40 @@ def png_to_mask(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> NDArray[np.boo
         return np.asarray(pixels != 0)
     colours = pixels[..., :-1] if has_alpha else pixels
     return np.asarray((colours != 0).any(axis=-1))
+
+
+_FILL_SCALE = 5
+"""``rleFrPoly`` walks the outline on a grid five times as fine as the pixels."""
+
+
+def _fill(corners: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return (H, W) bool of one polygon. corners: (N, 2) x, y; the last is joined to the first."""
+    height, width = size_hw
+    fine = np.trunc(_FILL_SCALE * corners + 0.5).astype(np.int64)
+    steps = [_steps(start, end) for start, end in zip(fine, np.roll(fine, -1, axis=0), strict=True)]
+    u, v = np.concatenate(steps, axis=1)
+    crosses = np.flatnonzero(u[1:] != u[:-1]) + 1
+    x = (np.where(u[crosses] < u[crosses - 1], u[crosses], u[crosses] - 1) + 0.5) / _FILL_SCALE - 0.5
+    y = np.ceil(np.clip((np.minimum(v[crosses], v[crosses - 1]) + 0.5) / _FILL_SCALE - 0.5, 0, height))
+    counts = (np.floor(x) == x) & (x >= 0) & (x <= width - 1)
+    # Down each column, a pixel is inside after an odd number of crossings.
+    at = (x[counts] * height + y[counts]).astype(np.int64)
+    inside = np.cumsum(np.bincount(at, minlength=height * width + 1)[: height * width]) & 1 == 1
+    return np.ascontiguousarray(inside.reshape(width, height).T)
+
+
+def _steps(start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (2, n) x, y of the points from one corner to the next, along the longer axis."""
+    delta = end - start
+    axis = 0 if abs(delta[0]) >= abs(delta[1]) else 1
+    length = int(abs(delta[axis]))
+    is_flipped = delta[axis] < 0  # the original always walks upwards, which decides how halves are rounded
+    low, high = (end, start) if is_flipped else (start, end)
+    along = np.arange(length + 1, dtype=np.int64)
+    slope = (high[1 - axis] - low[1 - axis]) / length if length else 0.0
+    across = np.trunc(low[1 - axis] + slope * along + 0.5).astype(np.int64)
+    points = np.stack([low[axis] + along, across] if axis == 0 else [across, low[axis] + along])
+    return points[:, ::-1] if is_flipped else points
 
 
 def _trace(mask: NDArray[np.bool_]) -> list[tuple[NDArray[np.float32], tuple[int, int]]]:

@@ -12,11 +12,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vplab.errors import InvalidInput
-from vplab.vision.mask_formats import coco_rle_to_mask, mask_to_coco_rle, mask_to_png, mask_to_polygons, png_to_mask
+from vplab.vision.mask_formats import (
+    coco_polygons_to_mask,
+    coco_rle_to_mask,
+    mask_to_coco_rle,
+    mask_to_png,
+    mask_to_polygons,
+    png_to_mask,
+)
 from vplab.vision.preprocessing import FrameTransform
 
 __all__ = [
     "MAX_MASK_PIXELS",
+    "coco_polygons_to_mask",
     "coco_rle_to_mask",
     "decode_runs",
     "encode_runs",

@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
@@ -34,6 +35,40 @@ def rasterize(polygons, size_hw):
 @given(small_masks)
 def test_polygons_enclose_exactly_the_mask(mask):
     np.testing.assert_array_equal(rasterize(masks.mask_to_polygons(mask), mask.shape), mask)
+
+
+@settings(max_examples=60, deadline=None)
+@given(small_masks)
+def test_outlines_without_holes_are_filled_to_the_mask_again(mask):
+    pieces = [p.exterior for p in masks.mask_to_polygons(mask) if not p.holes]
+    filled = masks.coco_polygons_to_mask([piece.reshape(-1).tolist() for piece in pieces], mask.shape)
+    expected = rasterize([p for p in masks.mask_to_polygons(mask) if not p.holes], mask.shape)
+    np.testing.assert_array_equal(filled, expected)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in pycocotools
+@settings(max_examples=200, deadline=None)
+@given(
+    corners=st.lists(st.tuples(st.integers(-60, 300), st.integers(-60, 300)), min_size=3, max_size=9, unique=True),
+    fraction=st.sampled_from([1, 4, 7, 10]),
+    size_hw=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+def test_polygons_are_filled_as_pycocotools_does(corners, fraction, size_hw):
+    numbers = (np.clip(np.array(corners) / fraction, -max(size_hw), 2 * max(size_hw))).reshape(-1).tolist()
+    fine = np.trunc(5 * np.array(numbers).reshape(-1, 2) + 0.5)
+    assume((np.roll(fine, -1, axis=0) != fine).any(axis=1).all())  # the C code divides 0 by 0 there
+    expected = coco.decode(coco.merge(coco.frPyObjects([numbers], *size_hw))).astype(bool)
+    np.testing.assert_array_equal(masks.coco_polygons_to_mask([numbers], size_hw), expected)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    ["text", [1, 1, 2, 2], [1, 1, 2, 2, 3, 3, 4], [1, 1, 2, 2, 3, math.nan], [1, 1, 2, 2, 3, 1e9], [None] * 6],
+)
+def test_what_is_no_polygon_is_refused_by_its_place(numbers):
+    with pytest.raises(InvalidInput) as caught:
+        masks.coco_polygons_to_mask([[1, 1, 3, 1, 3, 3], numbers], (9, 9))
+    assert caught.value.violations[0].field == "segmentation[1]"
 
 
 def test_square_with_a_hole_is_one_polygon_of_eight_corners():

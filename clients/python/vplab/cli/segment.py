@@ -64,8 +64,8 @@ def segment(
 ) -> ExitCode:
     """Segment every image of a folder with a prompt set.
 
-    OUT gets masks/NAME.png (class ids, with colours), images/NAME.* (links), results.csv, contact_sheet.jpg and
-    failures.csv. Killed at any moment, the same command goes on where it stopped.
+    OUT gets masks/NAME.png (class ids, with colours), images/NAME.* (links), classes.csv, results.csv,
+    contact_sheet.jpg and failures.csv. Killed at any moment, the same command goes on where it stopped.
 
     Example: vplab segment scratches ./parts --out ./result
     """
@@ -91,6 +91,7 @@ def segment(
         "median_s": round(float(np.median([entry.seconds for entry in done])), 4) if done else None,
     }
     _write_tables(out, done, failed)
+    _write_csv(out / "classes.csv", ["class_id", "class"], [[c.class_id, c.display_name] for c in found.classes])
     if truth is not None:
         agreements, missing = compare_run(
             out, done, truth, [c.class_id for c in found.classes], is_binary=truth_is_binary

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vplab.client.datasets.checks import check_dataset
+from vplab.client.datasets.names import suffix_of
 from vplab.client.datasets.values import Dataset, DatasetItem, DatasetLimits, PackedMasks
 from vplab.client.segmentation.values import SegmentClass
 from vplab.errors import InvalidInput
@@ -17,12 +18,6 @@ from vplab.vision.mask_formats import mask_to_png, png_to_mask
 
 INDEX: Final = "dataset.json"
 _SCHEMA: Final = 1
-_SIGNATURES: Final = (
-    (b"\xff\xd8\xff", "jpg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"BM", "bmp"),
-    (b"RIFF", "webp"),
-)
 
 
 def dataset_index(dataset: Dataset) -> dict[str, Any]:
@@ -102,8 +97,7 @@ def _read(root: Path, path: str) -> bytes:
 
 
 def _image_path(index: int, item: DatasetItem) -> str:
-    suffix = next((suffix for start, suffix in _SIGNATURES if item.image.startswith(start)), "tif")
-    return f"images/{index:06d}.{suffix}"
+    return f"images/{index:06d}.{suffix_of(item.image)}"
 
 
 def _mask_path(index: int, class_id: int) -> str:

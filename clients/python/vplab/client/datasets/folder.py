@@ -1,6 +1,7 @@
 """Data sets as folders that people edit: ``images/NAME.*`` beside ``masks/NAME.*``, as ``vplab segment`` writes."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vplab.client.datasets.checks import Problems, check_amount, check_classes, check_duplicates
+from vplab.client.datasets.names import SUFFIXES, picture_names, write_new
 from vplab.client.datasets.values import MAX_CLASSES, Dataset, DatasetItem, DatasetLimits, PackedMasks
 from vplab.client.segmentation.values import SegmentClass
 from vplab.errors import InvalidInput
 from vplab.vision.images import decode_image
-from vplab.vision.label_images import decode_edited_labels
+from vplab.vision.label_images import decode_edited_labels, label_png
 
 CLASSES_FILE = "classes.csv"
 _CLASS_TABLES = (CLASSES_FILE, "results.csv")
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 _LOSSY = (b"\xff\xd8\xff", b"RIFF")
 _HALF = 128
 
@@ -57,6 +58,33 @@ def read_folder(
     return _assemble(read, known, is_binary, problems)
 
 
+def write_folder(dataset: Dataset, folder: str | Path) -> None:
+    """Write ``images/``, ``masks/NAME.png`` with class ids and colours, and ``classes.csv``, as ``read_folder`` reads.
+
+    Raises InvalidInput where classes overlap, which a label image cannot hold, or the folder cannot be written,
+    FailedPrecondition where a file is there already.
+    """
+    root = Path(folder)
+    names = picture_names(dataset.items)
+    for item in dataset.items:
+        cover = np.zeros(item.size_hw, np.uint8)
+        for mask in item.masks.values():
+            cover += mask
+        if cover.max() > 1:
+            raise InvalidInput(f"classes overlap on {item.file_name}: export it as COCO", field=item.file_name)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["class_id", "class"])
+    writer.writerows([item.class_id, item.display_name] for item in dataset.classes)
+    write_new(root / CLASSES_FILE, table.getvalue().encode())
+    for name, item in zip(names, dataset.items, strict=True):
+        labels = np.zeros(item.size_hw, np.uint8)
+        for class_id, mask in item.masks.items():
+            labels[mask] = class_id
+        write_new(root / "images" / name, item.image)
+        write_new(root / "masks" / f"{Path(name).stem}.png", label_png(labels))
+
+
 Read = tuple[DatasetItem, str]
 """An item whose masks hold every value of its mask file, and that file's name."""
 
@@ -86,7 +114,7 @@ def _pictures(folder: Path, problems: Problems) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
 
 
