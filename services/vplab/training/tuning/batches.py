@@ -1,0 +1,86 @@
+"""Drawn prompts as the decoder's tensors: grouped by number of tokens, with the embeddings they are of."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vplab.training.tuning.ports import TunableDecoder
+from vplab.training.tuning.prompting import DrawnPrompt
+from vplab.training.tuning.values import TuningExample
+from vplab.vision.prompts import PromptTokens, group_by_token_count
+from vplab.vision.specs import SegmenterSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """N prompts of P tokens each, over B embeddings, on the device."""
+
+    embedding: Tensor
+    """(B, C, h, w) float32."""
+    image_index: Tensor
+    """(N,) int64."""
+    coords: Tensor
+    """(N, P, 2) float32."""
+    labels: Tensor
+    """(N, P) float32."""
+    mask_input: Tensor
+    """(N, 1, h, w) float32."""
+    has_mask_input: Tensor
+    """(N,) float32."""
+    targets: Tensor
+    """(N, S, S) float32 of 0 and 1."""
+    early_features: Tensor | None = None
+    """(B, E, h, w) float32 where the method fuses them."""
+
+    def decode(self, decoder: TunableDecoder) -> tuple[Tensor, Tensor]:
+        """Return logits (N, M, h, w) and predicted IoU (N, M), in the precision of the decoder."""
+        early = () if self.early_features is None else (self.early_features,)
+        return decoder(
+            self.embedding, self.image_index, self.coords, self.labels, self.mask_input, self.has_mask_input, *early
+        )
+
+
+def batches(
+    prompts: Sequence[DrawnPrompt],
+    examples: Sequence[TuningExample],
+    segmenter: SegmenterSpec,
+    device: str,
+    at_most: int | None = None,
+) -> Iterator[tuple[list[int], Batch]]:
+    """Yield the prompts that may share a decoder call, with their positions; at most ``at_most`` in one."""
+    for _, members in sorted(group_by_token_count([p.tokens for p in prompts]).items()):
+        step = at_most or len(members)
+        for start in range(0, len(members), step):
+            chunk = members[start : start + step]
+            yield chunk, make_batch([prompts[i] for i in chunk], examples, segmenter, device)
+
+
+def make_batch(
+    prompts: Sequence[DrawnPrompt], examples: Sequence[TuningExample], segmenter: SegmenterSpec, device: str
+) -> Batch:
+    """Stack prompts of equally many tokens."""
+    used = sorted({p.example for p in prompts})
+    tokens = [p.tokens for p in prompts]
+    early = [examples[i].early_features for i in used]
+    fuses = all(e is not None for e in early)
+    return Batch(
+        embedding=_stacked([examples[i].embedding for i in used], device),
+        image_index=torch.tensor([used.index(p.example) for p in prompts], device=device),
+        coords=_stacked([t.coords for t in tokens], device),
+        labels=_stacked([t.labels for t in tokens], device),
+        mask_input=_stacked([_mask_input(t, segmenter)[None] for t in tokens], device),
+        has_mask_input=torch.tensor([float(t.mask_logits is not None) for t in tokens], device=device),
+        targets=_stacked([p.target for p in prompts], device),
+        early_features=_stacked([e for e in early if e is not None], device) if fuses else None,
+    )
+
+
+def _mask_input(tokens: PromptTokens, segmenter: SegmenterSpec) -> np.ndarray:
+    return np.zeros(segmenter.low_res_hw, np.float32) if tokens.mask_logits is None else tokens.mask_logits
+
+
+def _stacked(arrays: Sequence[np.ndarray], device: str) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)).to(device).float()

@@ -1,0 +1,156 @@
+"""From embedded views to training examples: masks in the segmenter's frame, their pieces, and the matcher's proposals.
+
+The proposals of an image come from the other images as references, as in serving, where a target is never its own
+reference; a single image refers to itself.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vplab.errors import InvalidInput
+from vplab.training.tuning.values import ClassProposals, EmbeddedView, TuningExample
+from vplab.vision.matching import MATCHERS, ClassBank, ClassReference, MatchOptions, TargetPatches, build_class_bank
+from vplab.vision.pipeline.similarity_grid import on_decoder_grid
+from vplab.vision.preprocessing import FrameTransform
+from vplab.vision.specs import SegmenterSpec
+
+MAX_REFERENCES = 5
+"""Other images that an image's proposals come from; the cost of a bank grows with the square of its images."""
+
+
+def build_examples(
+    views: Sequence[EmbeddedView], class_ids: Sequence[int], segmenter: SegmenterSpec, matcher: str = "softmatch"
+) -> list[TuningExample]:
+    """Prepare views for training, in their order.
+
+    Raises InvalidInput where there is no view, no mask of any class, an embedding or a mask of another size than the
+    segmenter or the view asks for, a class that the job does not have, or an image without its original view.
+    """
+    _check(views, class_ids, segmenter)
+    originals = [view for view in views if view.is_original]
+    proposals = {c: _class_proposals(views, originals, c, segmenter, matcher) for c in class_ids}
+    return [
+        _example(view, class_ids, {c: p for c in class_ids if (p := proposals[c][i]) is not None}, segmenter)
+        for i, view in enumerate(views)
+    ]
+
+
+def _check(views: Sequence[EmbeddedView], class_ids: Sequence[int], segmenter: SegmenterSpec) -> None:
+    if not views:
+        raise InvalidInput("tuning needs at least one image", field="images")
+    if not class_ids or len(set(class_ids)) != len(class_ids):
+        raise InvalidInput(f"the class ids {list(class_ids)} are empty or not distinct", field="classes")
+    for view in views:
+        field = f"images[{view.image_index}]"
+        if view.embedding.shape != segmenter.embedding_shape:
+            message = f"the embedding is {view.embedding.shape}, the segmenter takes {segmenter.embedding_shape}"
+            raise InvalidInput(message, field=field)
+        for class_id, mask in view.masks.items():
+            if class_id not in class_ids:
+                raise InvalidInput(f"class {class_id} is not one of the job's", field=f"{field}.masks")
+            if mask.shape != view.transform.original_hw:
+                size = f"{mask.shape[::-1]} pixels, the image {view.transform.original_hw[::-1]}"
+                message = f"the mask of class {class_id} is {size}"
+                raise InvalidInput(message, field=f"{field}.masks")
+    if not any(mask.any() for view in views for mask in view.masks.values()):
+        raise InvalidInput("no mask has a single pixel of any class", field="images")
+    with_original = {view.image_index for view in views if view.is_original}
+    lacking = {view.image_index for view in views} - with_original
+    if lacking:
+        raise InvalidInput(f"image {min(lacking)} comes without its original view", field=f"images[{min(lacking)}]")
+
+
+def _example(
+    view: EmbeddedView,
+    class_ids: Sequence[int],
+    proposals: Mapping[int, ClassProposals],
+    segmenter: SegmenterSpec,
+) -> TuningExample:
+    empty = np.zeros(view.transform.original_hw, np.bool_)
+    masks = {c: mask_in_frame(view.masks.get(c, empty), view.transform) for c in class_ids}
+    return TuningExample(
+        image_index=view.image_index,
+        is_original=view.is_original,
+        embedding=view.embedding,
+        transform=view.transform,
+        masks=masks,
+        segments={c: split_pieces(mask, segmenter) for c, mask in masks.items()},
+        proposals=proposals,
+        early_features=view.early_features,
+    )
+
+
+def mask_in_frame(mask: NDArray[np.bool_], transform: FrameTransform) -> NDArray[np.bool_]:
+    """Bring a mask (H, W) bool to the segmenter's input frame, padding included, so that it keeps its area.
+
+    Of the pixels it touches those of largest coverage are taken, as many as the area asks for: a threshold of one half
+    would erase what is thinner than a pixel there.
+    """
+    frame = np.zeros(transform.padded_hw, np.bool_)
+    height, width = transform.input_hw
+    shrinks = height <= mask.shape[0] and width <= mask.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    share = cv2.resize(mask.astype(np.float32), (width, height), interpolation=interpolation)
+    wanted = round(float(share.sum(dtype=np.float64)))
+    if mask.any():
+        wanted = max(wanted, 1)
+        threshold = np.partition(share.reshape(-1), share.size - wanted)[share.size - wanted]
+        frame[:height, :width] = share >= max(threshold, 1e-3)
+    return frame
+
+
+def split_pieces(mask: NDArray[np.bool_], segmenter: SegmenterSpec) -> NDArray[np.uint16]:
+    """Return the ids of a mask's pieces, (S, S) from 1 on; gaps below a cell of the logit grid do not separate."""
+    cell = max(1, segmenter.input_size // segmenter.low_res_hw[0])
+    closed = cv2.dilate(mask.astype(np.uint8), np.ones((cell, cell), np.uint8))
+    _, labels = cv2.connectedComponents(closed, connectivity=8)
+    return np.where(mask, np.minimum(labels, np.iinfo(np.uint16).max), 0).astype(np.uint16)
+
+
+def _class_proposals(
+    views: Sequence[EmbeddedView],
+    originals: Sequence[EmbeddedView],
+    class_id: int,
+    segmenter: SegmenterSpec,
+    matcher: str,
+) -> list[ClassProposals | None]:
+    banks: dict[int, ClassBank | None] = {}
+    found: list[ClassProposals | None] = []
+    for view in views:
+        if view.image_index not in banks:
+            banks[view.image_index] = _bank_without(originals, view.image_index, class_id)
+        bank = banks[view.image_index]
+        found.append(None if bank is None else _propose(bank, view, segmenter, matcher))
+    return found
+
+
+def _bank_without(originals: Sequence[EmbeddedView], image_index: int, class_id: int) -> ClassBank | None:
+    """Return the bank of the other images, or of the image itself where no other shows the class."""
+    showing = [v for v in originals if v.patches is not None and class_id in v.masks and v.masks[class_id].any()]
+    others = [v for v in showing if v.image_index != image_index]
+    # Each image gets the references after it, round and round, so that all serve equally often.
+    others.sort(key=lambda v: (v.image_index < image_index, v.image_index))
+    references = [
+        ClassReference(view.patches, view.masks[class_id], view.image_index)
+        for view in (others[:MAX_REFERENCES] or showing)
+        if view.patches is not None
+    ]
+    return build_class_bank(references) if references else None
+
+
+def _propose(bank: ClassBank, view: EmbeddedView, segmenter: SegmenterSpec, matcher: str) -> ClassProposals | None:
+    if view.patches is None:
+        return None
+    target = TargetPatches.of([view.patches])
+    # Present or not, there shall be proposals: those on images without the class are what to reject.
+    match = MATCHERS[matcher].match(bank, target, MatchOptions(presence_threshold=-1.0))
+    grid = target.grid(0, match.similarity)
+    similarity = on_decoder_grid(grid, view.patches, view.transform, segmenter.low_res_hw)
+    return ClassProposals(
+        points_xy=view.transform.points_to_input(match.points_xy),
+        background_xy=view.transform.points_to_input(match.background_xy[0]),
+        similarity=similarity.astype(np.float16),
+    )

@@ -1,0 +1,93 @@
+"""What an adapter is trained to: BCE and dice on uncertain points, and the IoU of each plane.
+
+Sources: Kirillov et al., "PointRend" (arXiv 1912.08193) for the points, HQ-SAM (arXiv 2306.01567, ``train/utils/
+loss_mask.py``) for BCE + dice on 112 x 112 of them over a 256 x 256 grid.
+Deviation: a quarter of the points is drawn on the object itself. Of an object of twenty cells that the decoder has not
+found yet, hardly any uncertain or random point would tell.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+POINT_SHARE = 112 * 112 / 256**2
+"""Points over cells of the logit grid: 12,544 on SAM's 256 x 256, 3,136 on 128 x 128."""
+OVERSAMPLING = 3
+UNCERTAIN_SHARE, OBJECT_SHARE = 0.5, 0.25
+"""The rest, another quarter, is uniform."""
+
+
+def sample_points(logits: Tensor, targets: Tensor, rng: torch.Generator) -> Tensor:
+    """Choose the points on which a prompt's loss is taken.
+
+    logits: (N, M, h, w), without gradient. targets: (N, S, S) float32 of 0 and 1. Returns (N, K, 2) float32 as (x, y)
+    in 0..1. A point is as uncertain as its least certain plane.
+    """
+    count = round(POINT_SHARE * logits.shape[-2] * logits.shape[-1])
+    num_uncertain, num_object = round(UNCERTAIN_SHARE * count), round(OBJECT_SHARE * count)
+    drawn = torch.rand(len(logits), OVERSAMPLING * num_uncertain, 2, generator=rng).to(logits.device)
+    doubt = -at_points(logits, drawn).abs().amin(1)  # (N, 3K/2)
+    most = doubt.topk(num_uncertain, dim=1).indices.unsqueeze(-1).expand(-1, -1, 2)
+    uniform = torch.rand(len(logits), count - num_uncertain - num_object, 2, generator=rng).to(logits.device)
+    return torch.cat([drawn.gather(1, most), uniform, _on_object(targets, num_object, rng)], dim=1)
+
+
+def _on_object(targets: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """Draw pixels of each target, of the whole frame where it is empty; (N, count, 2)."""
+    size = targets.shape[-1]
+    flat = targets.flatten(1) > 0
+    flat = flat | ~flat.any(1, keepdim=True)
+    # The k-th pixel of the object, by its rank: multinomial would need a weight for each of S * S pixels.
+    rank = torch.rand(len(flat), count, generator=rng).to(flat.device) * flat.sum(1, keepdim=True)
+    pixel = torch.searchsorted(flat.cumsum(1), rank.floor().long() + 1)
+    jitter = torch.rand(len(flat), count, 2, generator=rng).to(flat.device)
+    return (torch.stack([pixel % size, pixel // size], dim=-1) + jitter) / size
+
+
+def at_points(planes: Tensor, points: Tensor) -> Tensor:
+    """Read planes (N, M, h, w) at points (N, K, 2) in 0..1, bilinearly; (N, M, K)."""
+    grid = (2 * points - 1).unsqueeze(2)
+    return F.grid_sample(planes, grid, padding_mode="border", align_corners=False).squeeze(3)
+
+
+def plane_losses(logits: Tensor, targets: Tensor, points: Tensor) -> Tensor:
+    """Return BCE + dice of each plane at the points, (N, M); logits: (N, M, h, w), targets: (N, S, S)."""
+    answered = at_points(logits, points)
+    wanted = at_points(targets.unsqueeze(1), points).expand_as(answered)
+    entropy = F.binary_cross_entropy_with_logits(answered, wanted, reduction="none").mean(2)
+    probability = answered.sigmoid()
+    overlap = (probability * wanted).sum(2)
+    dice = 1 - (2 * overlap + 1) / (probability.sum(2) + wanted.sum(2) + 1)
+    return entropy + dice
+
+
+def plane_ious(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the IoU of each plane with its target on the logit grid, (N, M).
+
+    logits: (N, M, h, w); targets: (N, h, w) of 0 and 1. Of an empty target the IoU is 0 whatever was answered, so that
+    the score of a proposal on no object goes to 0.
+    """
+    predicted, wanted = logits > 0, targets.unsqueeze(1) > 0
+    union = (predicted | wanted).sum((2, 3)).clamp_min(1)
+    return (predicted & wanted).sum((2, 3)) / union
+
+
+def low_res_targets(targets: Tensor, low_res_hw: tuple[int, int]) -> Tensor:
+    """Bring targets (N, S, S) to the logit grid so that each keeps its area; an empty one stays empty."""
+    coverage = F.adaptive_avg_pool2d(targets.unsqueeze(1), low_res_hw).flatten(1)
+    wanted = coverage.sum(1).round().long().clamp(1, coverage.shape[1])
+    ordered = coverage.sort(dim=1, descending=True).values
+    threshold = ordered.gather(1, (wanted - 1).unsqueeze(1)).clamp_min(1e-3)
+    return (coverage >= threshold).float().reshape(-1, *low_res_hw)
+
+
+def tuning_loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor, rng: torch.Generator) -> Tensor:
+    """Return the mean loss of N prompts; logits: (N, M, h, w), predicted_iou: (N, M), targets: (N, S, S).
+
+    All planes learn the same mask: the class is known now, so that a click has one meaning, and serving may take any
+    plane.
+    """
+    points = sample_points(logits.detach(), targets, rng)
+    masks = plane_losses(logits, targets, points).mean(1)
+    ious = plane_ious(logits.detach(), low_res_targets(targets, (logits.shape[-2], logits.shape[-1])))
+    return (masks + (predicted_iou - ious).square().mean(1)).mean()

@@ -1,0 +1,20 @@
+"""How long and how fast each method is trained by default."""
+
+from dataclasses import replace
+
+from vplab.training.tuning.values import TuningOptions
+
+_DEFAULT = TuningOptions()
+_LEARNING_RATES = {"full_decoder": 1e-4, "ia3": 1e-2, "prompt_tokens": 5e-3}
+"""Where it is not 1e-3: the whole decoder forgets at that rate, a few vectors hardly move."""
+
+
+def recipe(method: str, num_images: int) -> TuningOptions:
+    """Return the defaults of a method, by the name in its AdapterSpec, for so many images.
+
+    More images get more steps but fewer views: the time goes with the steps, and the embedding with images times views.
+    """
+    rate = _LEARNING_RATES.get(method, _DEFAULT.learning_rate)
+    if num_images <= 10:
+        return replace(_DEFAULT, learning_rate=rate)
+    return replace(_DEFAULT, learning_rate=rate, num_steps=160, num_views=2, num_checks=4)

@@ -1,0 +1,76 @@
+"""Which runs a tuning consists of, which images each leaves out, and what their validation decides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import cos, pi
+
+import numpy as np
+
+from vplab.training.tuning.values import TuningMetrics, TuningOptions
+
+MIN_IMAGES_FOR_FOLDS = 3
+MAX_LEFT_OUT = 4
+"""Images a fold leaves out: one of five, and at most these, since each check measures them all."""
+TOLERANCE = 0.005
+"""Later steps are preferred within this much of the best IoU."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training from the initial adapter."""
+
+    name: str
+    left_out: frozenset[int]
+    """Image indices that are validated on and not trained on; empty in the final run."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether its adapter is the result."""
+        return not self.left_out
+
+
+def plan_runs(image_indices: Sequence[int], has_validation: bool, options: TuningOptions) -> list[Run]:
+    """Return the folds, if any, and the final run on all images."""
+    final = Run("all images", frozenset())
+    images = sorted(set(image_indices))
+    if has_validation or len(images) < MIN_IMAGES_FOR_FOLDS or not options.num_folds:
+        return [final]
+    order = np.random.default_rng([options.seed, 0]).permutation(images).tolist()
+    num_folds = min(options.num_folds, len(images))
+    size = min(MAX_LEFT_OUT, max(1, len(images) // 5), len(images) // num_folds)
+    folds = [Run(f"fold {f + 1} of {num_folds}", frozenset(order[f * size : (f + 1) * size])) for f in range(num_folds)]
+    return [*folds, final]
+
+
+def check_steps(options: TuningOptions) -> list[int]:
+    """Return the steps after which a run is validated, beside step 0; the last is the end."""
+    count = min(options.num_checks, options.num_steps)
+    return [round(options.num_steps * (i + 1) / count) for i in range(count)]
+
+
+def choose_step(curve: Sequence[tuple[int, float]]) -> int:
+    """Return the last step whose validation IoU is within TOLERANCE of the best."""
+    best = max(value for _, value in curve)
+    return max(step for step, value in curve if value >= best - TOLERANCE)
+
+
+def mean_metrics(metrics: Sequence[TuningMetrics]) -> TuningMetrics:
+    """Return the mean over folds; of what some folds lack, over the others."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return sum(known) / len(known) if known else None
+
+    return TuningMetrics(
+        box_iou=mean([m.box_iou for m in metrics]) or 0.0,
+        point_iou=mean([m.point_iou for m in metrics]) or 0.0,
+        proposal_iou=mean([m.proposal_iou for m in metrics]),
+        rejected=mean([m.rejected for m in metrics]),
+    )
+
+
+def learning_rate(step: int, options: TuningOptions) -> float:
+    """Return the rate of a step (from 0): a linear warm-up, then half a cosine down to a hundredth."""
+    warm = min(1.0, (step + 1) / (options.warmup_steps + 1))
+    progress = step / options.num_steps
+    return options.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + cos(pi * progress)))

@@ -1,0 +1,306 @@
+"""Train an adapter on cached embeddings: folds that find the number of steps, then a run on all images.
+
+Deterministic: on one machine with one number of threads, equal examples, options and initial adapter give bit-identical
+adapters, whether or not the run was interrupted.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vplab.errors import Cancelled, Internal, InvalidInput
+from vplab.training.tuning.batches import batches
+from vplab.training.tuning.checkpoints import job_digest, pack, unpack
+from vplab.training.tuning.losses import tuning_loss
+from vplab.training.tuning.ports import CheckpointStore, TunableDecoder
+from vplab.training.tuning.prompting import DrawnPrompt, PromptDrawer
+from vplab.training.tuning.refining import refined_prompts
+from vplab.training.tuning.schedule import Run, check_steps, choose_step, learning_rate, mean_metrics, plan_runs
+from vplab.training.tuning.validation import validate
+from vplab.training.tuning.values import (
+    TuningExample,
+    TuningMetrics,
+    TuningOptions,
+    TuningPreview,
+    TuningProgress,
+    TuningResult,
+    ValidationKind,
+)
+from vplab.vision.specs import SegmenterSpec
+
+REFINED_SHARE = 0.5
+"""Of a step's proposals, those that are also trained on in the second pass."""
+
+
+def tune(
+    decoder: TunableDecoder,
+    examples: Sequence[TuningExample],
+    segmenter: SegmenterSpec,
+    options: TuningOptions,
+    *,
+    validation: Sequence[TuningExample] = (),
+    checkpoint: CheckpointStore | None = None,
+    on_progress: Callable[[TuningProgress], None] = lambda _: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    device: str = "cpu",
+    num_threads: int | None = None,
+) -> TuningResult:
+    """Train the adapter of ``decoder`` in place, starting from the state it is in.
+
+    examples: from ``build_examples``. validation: original views of other images; without, from three images up each
+    fold leaves some out. ``checkpoint`` is read at the start and written every ``options.checkpoint_every`` steps; one
+    of another job or a damaged one is passed over. ``is_cancelled`` is asked before each step.
+    float32 on the CPU, bfloat16 autocast on CUDA. ``num_threads`` holds for the process while this runs.
+    Raises InvalidInput for examples that cannot be trained on, Cancelled, and Internal if the loss is not finite.
+    """
+    if not any(m.any() for e in examples for m in e.masks.values()):
+        raise InvalidInput("no training image shows a class", field="images")
+    with _threads(num_threads):
+        tuning = _Tuning(decoder, examples, segmenter, options, validation, device, on_progress)
+        return tuning.run(checkpoint, is_cancelled)
+
+
+@dataclass
+class _Position:
+    """Where a tuning is: what a checkpoint holds beside tensors."""
+
+    last_step: int
+    """Where the present run ends."""
+    run_index: int = 0
+    step: int = 0
+    """Steps done in the present run."""
+    steps_before: int = 0
+    """Steps of the runs before it."""
+    best_step: int = 0
+    curves: dict[str, list[tuple[int, dict[str, float | None]]]] = field(default_factory=dict)
+    """By run, its checks: step and metrics."""
+
+
+class _Tuning:
+    def __init__(
+        self,
+        decoder: TunableDecoder,
+        examples: Sequence[TuningExample],
+        segmenter: SegmenterSpec,
+        options: TuningOptions,
+        validation: Sequence[TuningExample],
+        device: str,
+        on_progress: Callable[[TuningProgress], None],
+    ) -> None:
+        decoder.to(device)
+        self._decoder, self._segmenter, self._options, self._device = decoder, segmenter, options, device
+        self._examples, self._validation = examples, [e for e in validation if e.is_original]
+        self._on_progress = on_progress
+        self._runs = plan_runs([e.image_index for e in examples], bool(self._validation), options)
+        self._parameters = list(decoder.adapter_parameters())
+        self._initial = _snapshot(decoder)
+        self._anchor = [p.detach().clone() for p in self._parameters]
+        self._best = self._initial
+        self._at = _Position(last_step=options.num_steps)
+        self._optimizer = self._new_optimizer()
+
+    def run(self, checkpoint: CheckpointStore | None, is_cancelled: Callable[[], bool]) -> TuningResult:
+        digest = job_digest(self._options, self._examples, self._validation, self._initial) if checkpoint else ""
+        if checkpoint and (saved := checkpoint.load()) and (content := unpack(saved, digest)):
+            self._restore(content)
+        while self._at.run_index < len(self._runs):
+            for _ in self._steps(self._runs[self._at.run_index], is_cancelled):
+                if checkpoint and self._at.step % self._options.checkpoint_every == 0:
+                    checkpoint.save(pack(digest, self._content()))
+            self._end_run()
+        return self._result()
+
+    def _steps(self, run: Run, is_cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Train the run to its end, yielding after every step."""
+        drawer = PromptDrawer(self._trained_on(run), self._segmenter)
+        checks = self._checks(run)
+        if self._at.step == 0 and checks:
+            self._check(run)
+        while self._at.step < self._at.last_step:
+            if is_cancelled():
+                raise Cancelled("the tuning was cancelled")
+            loss = self._step(drawer, run)
+            self._at.step += 1
+            metrics, previews = self._check(run) if self._at.step in checks else (None, ())
+            remaining = (len(self._runs) - self._at.run_index - 1) * self._options.num_steps
+            self._on_progress(
+                TuningProgress(
+                    step=self._at.steps_before + self._at.step,
+                    num_steps=self._at.steps_before + self._at.last_step + remaining,
+                    run=run.name,
+                    loss=loss,
+                    validation=metrics,
+                    previews=previews,
+                )
+            )
+            yield
+
+    def _step(self, drawer: PromptDrawer, run: Run) -> float:
+        """Take one optimiser step and return its loss."""
+        seeds = [self._options.seed, 1 + self._at.run_index, self._at.step]
+        rng = np.random.default_rng(seeds)
+        torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        prompts = drawer.draw(self._options.batch_size, rng)
+        examples = self._trained_on(run)
+        total, refined = 0.0, list[DrawnPrompt]()
+        self._optimizer.zero_grad(set_to_none=True)
+        for is_second in (False, True):
+            for members, batch in batches(refined if is_second else prompts, examples, self._segmenter, self._device):
+                with self._autocast():
+                    logits, ious = batch.decode(self._decoder)
+                logits, ious = logits.float(), ious.float()
+                # Each group weighs as many prompts as it has, so the step's loss is a mean over prompts.
+                loss = tuning_loss(logits, ious, batch.targets, torch_rng) * (len(members) / len(prompts))
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+                if not is_second:
+                    chosen = [prompts[i] for i in members]
+                    refined += self._second_pass(chosen, logits, ious, examples, rng)
+        if not np.isfinite(total):
+            raise Internal(f"the loss is not finite at step {self._at.step + 1} of {run.name}")
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._options.clip_norm)
+        rate = learning_rate(self._at.step, self._options)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._pull_back(rate)
+        return total
+
+    def _second_pass(
+        self,
+        prompts: Sequence[DrawnPrompt],
+        logits: Tensor,
+        ious: Tensor,
+        examples: Sequence[TuningExample],
+        rng: np.random.Generator,
+    ) -> list[DrawnPrompt]:
+        """Return the second prompts of some proposals, made of what the decoder answered now."""
+        rows = [i for i, p in enumerate(prompts) if p.kind == "proposal" and rng.random() < REFINED_SHARE]
+        if not rows:
+            return []
+        again = refined_prompts(
+            [prompts[i] for i in rows],
+            logits[rows].detach().cpu().numpy(),
+            ious[rows].detach().cpu().numpy(),
+            [examples[prompts[i].example].proposals[prompts[i].class_id].similarity for i in rows],
+            self._segmenter,
+        )
+        return [p for p in again if p is not None]
+
+    @torch.no_grad()
+    def _pull_back(self, rate: float) -> None:
+        """Decay towards where training began, which is the base, and not towards zero: a scale of zero is no base."""
+        if self._options.weight_decay:
+            torch._foreach_lerp_(list[Tensor](self._parameters), self._anchor, rate * self._options.weight_decay)
+
+    def _trained_on(self, run: Run) -> list[TuningExample]:
+        kept = [e for e in self._examples if e.image_index not in run.left_out]
+        # A fold that leaves out the only image of a class still has the others; without any, it learns from all.
+        return kept if any(m.any() for e in kept for m in e.masks.values()) else list(self._examples)
+
+    def _validated_on(self, run: Run) -> list[TuningExample]:
+        if self._validation:
+            return self._validation
+        originals = [e for e in self._examples if e.is_original]
+        return [e for e in originals if e.image_index in run.left_out] if run.left_out else originals
+
+    def _checks(self, run: Run) -> list[int]:
+        """Return the steps to validate at; the run after folds is measured by them."""
+        if run.is_final and len(self._runs) > 1:
+            return []
+        return check_steps(self._options) if self._kind != "training" else [self._options.num_steps]
+
+    @property
+    def _kind(self) -> ValidationKind:
+        if self._validation:
+            return "given"
+        return "held_out" if len(self._runs) > 1 else "training"
+
+    def _check(self, run: Run) -> tuple[TuningMetrics, tuple[TuningPreview, ...]]:
+        with self._autocast():
+            metrics, previews = validate(self._decoder, self._validated_on(run), self._segmenter, self._device)
+        curve = self._at.curves.setdefault(run.name, [])
+        curve.append((self._at.step, asdict(metrics)))
+        if run.is_final and choose_step(_values(curve)) == self._at.step:
+            self._best, self._at.best_step = _snapshot(self._decoder), self._at.step
+        return metrics, previews
+
+    def _end_run(self) -> None:
+        """Go on to the next run: it starts over, and the one on all images ends where the folds were best."""
+        done = self._runs[self._at.run_index]
+        if done.is_final:
+            if self._kind != "given":
+                self._best, self._at.best_step = _snapshot(self._decoder), self._at.step
+        else:
+            self._decoder.load_adapter_state(self._initial)
+            self._optimizer = self._new_optimizer()
+        self._at.steps_before += self._at.step
+        self._at.run_index += 1
+        self._at.step = 0
+        folds_are_done = self._at.run_index == len(self._runs) - 1
+        self._at.last_step = choose_step(self._curve()) if folds_are_done else self._options.num_steps
+
+    def _curve(self) -> list[tuple[int, float]]:
+        """Return the validation IoU by step, the mean over the folds where there are some."""
+        return [(step, metrics.iou) for step, metrics in self._metrics()]
+
+    def _metrics(self) -> list[tuple[int, TuningMetrics]]:
+        checks = zip(*self._at.curves.values(), strict=True)
+        return [(same[0][0], mean_metrics([TuningMetrics(**m) for _, m in same])) for same in checks]
+
+    def _result(self) -> TuningResult:
+        self._decoder.load_adapter_state(self._best)
+        metrics = dict(self._metrics())
+        return TuningResult(
+            adapter_state=self._best,
+            best_step=self._at.best_step,
+            metrics_before=metrics[0],
+            metrics_after=metrics[self._at.best_step],
+            validation_kind=self._kind,
+            curve=tuple(self._curve()),
+        )
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self._parameters, lr=self._options.learning_rate, weight_decay=0.0)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._device.startswith("cuda"):
+            return torch.autocast("cuda", torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "position": asdict(self._at),
+            "adapter": _snapshot(self._decoder),
+            "best": dict(self._best),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def _restore(self, content: Mapping[str, Any]) -> None:
+        self._at = _Position(**content["position"])
+        self._decoder.load_adapter_state(content["adapter"])
+        self._best = content["best"]
+        self._optimizer.load_state_dict(content["optimizer"])
+
+
+def _values(curve: Sequence[tuple[int, Mapping[str, float | None]]]) -> list[tuple[int, float]]:
+    return [(step, TuningMetrics(**metrics).iou) for step, metrics in curve]  # type: ignore[arg-type]
+
+
+def _snapshot(decoder: TunableDecoder) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().float().clone() for name, value in decoder.adapter_state().items()}
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
