@@ -5,6 +5,7 @@ prompt names its image by index, so one call decodes many prompts of many images
 all mask planes come out; which plane answers a call is decided outside.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -49,12 +50,13 @@ class PromptDecoder(nn.Module):
         where has_mask_input (N,) float32 is 1 and ignored where it is 0.
         Returns low-resolution logits (N, M, 4h, 4w) and predicted IoU (N, M), M = 4 planes, plane 0 the single mask.
         """
-        sparse = self._embed_points(point_coords, point_labels)
-        dense = self._embed_masks(mask_input, has_mask_input)
+        sparse = self.embed_points(point_coords, point_labels)
+        dense = self.embed_masks(mask_input, has_mask_input)
         image = torch.index_select(image_embedding, 0, image_index)
         return decode_masks(self.mask_decoder, image + dense, cast(Tensor, self.dense_pe), sparse)
 
-    def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+    def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Return the prompt tokens (N, P, C) of points and box corners."""
         encoder = self.prompt_encoder
         height, width = encoder.input_image_size
         size_xy = coords.new_tensor([width, height])
@@ -65,7 +67,8 @@ class PromptDecoder(nn.Module):
         is_padding = labels.unsqueeze(-1) == -1.0
         return torch.where(is_padding, torch.zeros_like(position), position) + is_label @ torch.cat(weights)
 
-    def _embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:
+    def embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:
+        """Return the dense prompt (N, C, h, w) of mask inputs, or where there is none SAM's stand-in."""
         no_mask = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         is_given = has_mask.reshape(-1, 1, 1, 1) > 0.5
         return torch.where(is_given, self.prompt_encoder.mask_downscaling(masks), no_mask)
@@ -97,10 +100,19 @@ def decoder_to_onnx(prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) ->
     Free are the numbers of images B and prompts N, both at least one, and of points P, which may be zero. The embedding
     has the size the prompt encoder was made for. Write the graph to a file with ``program.save(path)``.
     """
-    module = PromptDecoder(prompt_encoder, mask_decoder).eval()
+    return module_to_onnx(PromptDecoder(prompt_encoder, mask_decoder).eval(), prompt_encoder)
+
+
+def module_to_onnx(
+    module: nn.Module, prompt_encoder: PromptEncoder, image_features: Mapping[str, tuple[int, int, int]] | None = None
+) -> torch.onnx.ONNXProgram:
+    """Export a module with the inputs and outputs of PromptDecoder, of the size ``prompt_encoder`` was made for.
+
+    image_features: further inputs behind PromptDecoder's, by name, each (B, ...) float32 with the shape given.
+    """
     height, width = prompt_encoder.image_embedding_size
     images, prompts, points = batch_axis("num_images"), batch_axis("num_prompts"), batch_axis("num_points")
-    examples = (
+    examples: tuple[Tensor, ...] = (
         torch.zeros(2, prompt_encoder.embed_dim, height, width),
         torch.tensor([0, 1, 1]),
         torch.zeros(3, 5, 2),
@@ -108,5 +120,8 @@ def decoder_to_onnx(prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) ->
         torch.zeros(3, 1, 4 * height, 4 * width),
         torch.zeros(3),
     )
-    axes = ({0: images}, {0: prompts}, {0: prompts, 1: points}, {0: prompts, 1: points}, {0: prompts}, {0: prompts})
-    return to_onnx(module, examples, axes, INPUT_NAMES, OUTPUT_NAMES)
+    axes = [{0: images}, {0: prompts}, {0: prompts, 1: points}, {0: prompts, 1: points}, {0: prompts}, {0: prompts}]
+    further = image_features or {}
+    examples += tuple(torch.zeros(2, *shape) for shape in further.values())
+    axes += [{0: images} for _ in further]
+    return to_onnx(module, examples, axes, (*INPUT_NAMES, *further), OUTPUT_NAMES)

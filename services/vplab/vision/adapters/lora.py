@@ -1,0 +1,48 @@
+"""LoRA: a low-rank update beside each target linear, zero at the start and folded into the weight at the end.
+
+Source: Hu et al., "LoRA" (arXiv 2106.09685); initialisation as in HF peft.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vplab.vision.adapters.part import Linear, Part, Site, match_targets
+from vplab.vision.adapters.spec import LoraSpec
+from vplab.vision.adapters.tensors import Tensors, affine
+
+
+class Lora(Part):
+    """W x + (alpha / rank) B A x. Tensors ``lora.<site>.down`` A (R, in) and ``lora.<site>.up`` B (out, R)."""
+
+    def __init__(self, spec: LoraSpec, sites: Mapping[str, nn.Linear], prefix: str = "lora") -> None:
+        self.targets = {name: sites[name] for name in match_targets(sites, spec.targets, "targets")}
+        self.rank, self.scale, self.prefix = spec.rank, spec.alpha / spec.rank, prefix
+
+    def initial(self) -> dict[str, Tensor]:
+        tensors = {}
+        for name, layer in self.targets.items():
+            down = torch.empty(self.rank, layer.in_features)
+            tensors[f"{self.prefix}.{name}.down"] = nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+            tensors[f"{self.prefix}.{name}.up"] = torch.zeros(layer.out_features, self.rank)
+        return tensors
+
+    def linear(self, tensors: Tensors, site: Site, x: Tensor, inner: Linear) -> Tensor:
+        if site.name not in self.targets:
+            return inner(x)
+        down, up = self._pair(tensors, site.name)
+        return inner(x) + affine(affine(x, down), up) * self.scale
+
+    def fold(self, tensors: Tensors, site: Site, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        if site.name not in self.targets:
+            return weight, bias
+        down, up = self._pair(tensors, site.name)
+        return weight + up @ down * self.scale, bias
+
+    def after_folding(self) -> None:
+        return None
+
+    def _pair(self, tensors: Tensors, site: str) -> tuple[Tensor, Tensor]:
+        return tensors[f"{self.prefix}.{site}.down"], tensors[f"{self.prefix}.{site}.up"]

@@ -1,0 +1,127 @@
+"""What an adapter is made of: the method and its numbers, as kept in ``adapter.json``. Imports no torch.
+
+The defaults are those of the VP Lab paper where its parameter counts reveal them, else of the method's own paper.
+Linears are named by the end of their path in SAM's two-way transformer: ``q_proj`` is the q of every attention,
+``self_attn.q_proj`` that of the two self-attentions, ``layers.0.mlp.lin1`` a single linear.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from vplab.errors import FieldViolation, InvalidInput
+
+PositiveInt = Annotated[int, Field(gt=0, le=4096)]
+NotNegativeInt = Annotated[int, Field(ge=0, le=4096)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Targets = Annotated[tuple[str, ...], Field(min_length=1)]
+
+ATTENTION_INPUTS_AND_MLP: Targets = ("q_proj", "k_proj", "v_proj", "mlp.lin1", "mlp.lin2")
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraSpec(_Spec):
+    """Low-rank updates (Hu et al., arXiv 2106.09685): 144,384 parameters on SAM's decoder."""
+
+    method: Literal["lora"] = "lora"
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 8.0
+    """The update is scaled by alpha / rank."""
+    targets: Targets = ATTENTION_INPUTS_AND_MLP
+
+
+class Ia3Spec(_Spec):
+    """Learned scales of activations (Liu et al., arXiv 2205.05638): 5,632 parameters.
+
+    Unstated: which activations; the targets are the simplest of those that give the paper's 5.6K.
+    """
+
+    method: Literal["ia3"] = "ia3"
+    output_targets: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    """Linears whose output is scaled."""
+    input_targets: tuple[str, ...] = ("mlp.lin2",)
+    """Linears whose input is scaled: the hidden activation of an MLP."""
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> Self:
+        if not self.output_targets and not self.input_targets:
+            raise ValueError("output_targets and input_targets are both empty")
+        return self
+
+
+class PromptTokensSpec(_Spec):
+    """Deep memory tokens before both sequences (VPT-deep, Jia et al., arXiv 2203.12119): 12,800 parameters.
+
+    Unstated: how the 50 tokens are spread; here ten for each sequence that each stage reads.
+    """
+
+    method: Literal["prompt_tokens"] = "prompt_tokens"
+    query_tokens: tuple[NotNegativeInt, ...] = (10, 10)
+    """Tokens before the prompt's sequence, one number for each two-way layer."""
+    image_tokens: tuple[NotNegativeInt, ...] = (10, 10, 10)
+    """Tokens before the image's sequence, one number for each two-way layer and one for the final attention."""
+    gate: Literal["zero", "none"] = "zero"
+    """``zero``: memory has a softmax of its own, times a gate for each head that starts at zero (LLaMA-Adapter,
+    arXiv 2303.16199), so an untrained adapter is the identity; a few more parameters. ``none``: as VPT."""
+    initial_std: PositiveFloat = 0.02
+    """Standard deviation of the tokens at the start."""
+
+    @model_validator(mode="after")
+    def _has_a_token(self) -> Self:
+        if not sum(self.query_tokens) + sum(self.image_tokens):
+            raise ValueError("query_tokens and image_tokens are all zero")
+        return self
+
+
+class ImageContextSpec(_Spec):
+    """An MLP from the mean image embedding to an offset of the prompt tokens (VP Lab): 33,088 parameters."""
+
+    method: Literal["image_context"] = "image_context"
+    hidden: PositiveInt = 64
+
+
+class EPeftSpec(_Spec):
+    """VP Lab's ensemble of the four: 195,904 parameters besides the gates. A part that is None is left out.
+
+    Deviation: the paper states 201.1K parameters; its four parts, each as the paper counts it, sum to 195.9K, and
+    nothing published says where the rest is.
+    """
+
+    method: Literal["e_peft"] = "e_peft"
+    lora: LoraSpec | None = LoraSpec()
+    ia3: Ia3Spec | None = Ia3Spec()
+    prompt_tokens: PromptTokensSpec | None = PromptTokensSpec()
+    image_context: ImageContextSpec | None = ImageContextSpec()
+
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        if not any((self.lora, self.ia3, self.prompt_tokens, self.image_context)):
+            raise ValueError("all parts are left out")
+        return self
+
+
+AdapterSpec = LoraSpec | Ia3Spec | PromptTokensSpec | ImageContextSpec | EPeftSpec
+_SPEC: TypeAdapter[AdapterSpec] = TypeAdapter(Annotated[AdapterSpec, Field(discriminator="method")])
+
+METHODS: tuple[str, ...] = ("lora", "ia3", "prompt_tokens", "image_context", "e_peft")
+"""Every ``method``."""
+
+
+def default_spec(method: str) -> AdapterSpec:
+    """Return a method with its default numbers. Raises InvalidInput (field ``method``) for an unknown one."""
+    if method not in METHODS:
+        raise InvalidInput(f"no adapter method {method!r}; there are {', '.join(METHODS)}", field="method")
+    return _SPEC.validate_python({"method": method})
+
+
+def adapter_spec_from_json(data: bytes | str) -> AdapterSpec:
+    """Read what ``model_dump_json`` wrote. Raises InvalidInput naming each field that is wrong."""
+    try:
+        return _SPEC.validate_json(data)
+    except ValidationError as error:
+        violations = [FieldViolation(".".join(map(str, e["loc"])) or "spec", e["msg"]) for e in error.errors()]
+        problems = "; ".join(f"{v.field}: {v.description}" for v in violations)
+        raise InvalidInput(f"not a valid adapter spec: {problems}", violations=violations) from error

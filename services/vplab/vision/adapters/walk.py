@@ -1,0 +1,198 @@
+"""SAM's mask decoder, step by step, with the places at which an adapter's parts act.
+
+The arithmetic is that of segment-anything's ``TwoWayTransformer`` and ``MaskDecoder.predict_masks``; without parts the
+result is the same. Memory tokens lie before a sequence and are taken off again after each layer, because SAM reads its
+output tokens by position and reshapes the image's sequence to its grid.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from segment_anything.modeling import MaskDecoder
+from segment_anything.modeling.common import MLPBlock
+from segment_anything.modeling.transformer import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vplab.vision.adapters.part import Linear, Part, PlaneInputs, Site
+from vplab.vision.adapters.tensors import Tensors
+from vplab.vision.sam.onnx_decoder import PromptDecoder
+
+_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "lin1", "lin2")
+Grid = tuple[int, int] | None
+
+
+def linear_sites(decoder: MaskDecoder) -> dict[str, nn.Linear]:
+    """Return the linear layers of the two-way transformer by path, in the order of the state dict."""
+    modules = decoder.transformer.named_modules()
+    return {name: cast(nn.Linear, module) for name, module in modules if name.rpartition(".")[2] in _LINEARS}
+
+
+def decode_adapted(
+    base: PromptDecoder,
+    parts: Sequence[Part],
+    tensors: Tensors,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+    early_features: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Answer prompts as ``PromptDecoder.forward`` does, with an adapter at work.
+
+    inputs: those of PromptDecoder. tensors: what the parts need, by flat name; each as trained, or each with an axis N
+    in front and so with an adapter of its own for every prompt. early_features: (B, E, h, w) float32, for parts that
+    ask for them.
+    """
+    image_embedding, image_index, coords, labels, mask_input, has_mask_input = inputs
+    image_mean = image_embedding.mean((2, 3)).index_select(0, image_index)
+    sparse = base.embed_points(coords, labels)
+    for part in parts:
+        sparse = part.sparse_prompts(tensors, sparse, image_mean)
+    image = image_embedding.index_select(0, image_index) + base.embed_masks(mask_input, has_mask_input)
+
+    decoder = base.mask_decoder
+    walk = _Walk(decoder, parts, tensors)
+    output_tokens, num_extra = walk.output_tokens(sparse.shape[0])
+    queries, keys = walk.transformer(image, cast(Tensor, base.dense_pe), torch.cat([output_tokens, sparse], dim=1))
+
+    upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(image.shape))  # (N, C/8, 4h, 4w)
+    hyper = torch.stack([mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
+    logits = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+    first_extra = 1 + decoder.num_mask_tokens
+    extra_queries = queries[:, first_extra : first_extra + num_extra]
+    for part in parts:
+        planes = PlaneInputs(upscaled, extra_queries, image_embedding, early_features, image_index)
+        logits = part.planes(tensors, logits, planes)
+    return logits, decoder.iou_prediction_head(queries[:, 0])
+
+
+class _Walk:
+    def __init__(self, decoder: MaskDecoder, parts: Sequence[Part], tensors: Tensors) -> None:
+        self.decoder = decoder
+        self.parts = parts
+        self.tensors = tensors
+
+    def output_tokens(self, num_prompts: int) -> tuple[Tensor, int]:
+        """Return SAM's output tokens and the parts' behind them, (N, 5 + E, C), and E."""
+        own = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
+        extra = [tokens for part in self.parts if (tokens := part.output_tokens(self.tensors)) is not None]
+        rows = [_per_prompt(tokens, num_prompts) for tokens in (own, *extra)]
+        return torch.cat(rows, dim=1), sum(tokens.shape[-2] for tokens in extra)
+
+    def transformer(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens (N, T, C) and the image's cells (N, h*w, C) after the two-way transformer."""
+        transformer = self.decoder.transformer
+        grid = (int(image_pe.shape[-2]), int(image_pe.shape[-1]))
+        keys, key_pe = image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2)
+        queries = tokens
+        for index in range(len(transformer.layers)):
+            queries, keys = self._layer(index, queries, keys, tokens, key_pe, grid)
+
+        memory = self._memory("final", "image", tokens.shape[0])
+        cells, cells_pe = _prepend(memory, keys), _prepend_zeros(memory, key_pe)
+        attended = self._attention(
+            "final_attn_token_to_image",
+            transformer.final_attn_token_to_image,
+            (queries + tokens, cells + cells_pe, cells),
+            _length(memory),
+            key_grid=grid,
+        )
+        return transformer.norm_final_attn(queries + attended), keys
+
+    def _layer(
+        self, index: int, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        layer, name = self.decoder.transformer.layers[index], f"layers.{index}"
+        before_queries = self._memory(name, "queries", queries.shape[0])
+        before_image = self._memory(name, "image", queries.shape[0])
+        num_queries, num_image = _length(before_queries), _length(before_image)
+        # SAM adds a token itself as its position at every attention; a memory token on that side is treated alike.
+        queries, query_pe = _prepend(before_queries, queries), _prepend(before_queries, query_pe)
+        keys, key_pe = _prepend(before_image, keys), _prepend_zeros(before_image, key_pe)
+
+        own, block = f"{name}.self_attn", layer.self_attn
+        if layer.skip_first_layer_pe:
+            queries = self._attention(own, block, (queries, queries, queries), num_queries)
+        else:
+            q = queries + query_pe
+            queries = queries + self._attention(own, block, (q, q, queries), num_queries)
+        queries = layer.norm1(queries)
+
+        q, k = queries + query_pe, keys + key_pe
+        name_to_image = f"{name}.cross_attn_token_to_image"
+        attended = self._attention(
+            name_to_image, layer.cross_attn_token_to_image, (q, k, keys), num_image, key_grid=grid
+        )
+        queries = layer.norm2(queries + attended)
+        queries = layer.norm3(queries + self._mlp(f"{name}.mlp", layer.mlp, queries))
+
+        q, k = queries + query_pe, keys + key_pe
+        name_to_token = f"{name}.cross_attn_image_to_token"
+        attended = self._attention(
+            name_to_token, layer.cross_attn_image_to_token, (k, q, queries), num_queries, query_grid=grid
+        )
+        keys = layer.norm4(keys + attended)
+        return queries[:, num_queries:], keys[:, num_image:]
+
+    def _attention(
+        self,
+        name: str,
+        block: Attention,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        num_memory: int,
+        query_grid: Grid = None,
+        key_grid: Grid = None,
+    ) -> Tensor:
+        """Attend to keys of which the first num_memory are memory; a grid says that those rows are image cells."""
+        grids = {"q_proj": query_grid, "k_proj": key_grid, "v_proj": key_grid}
+        q, k, v = (
+            block._separate_heads(self._linear(f"{name}.{key}", getattr(block, key), x, grids[key]), block.num_heads)
+            for key, x in zip(grids, qkv, strict=True)
+        )
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        out = block._recombine_heads(self._weights(name, scores, num_memory) @ v)
+        return self._after_block(name, self._linear(f"{name}.out_proj", block.out_proj, out, query_grid))
+
+    def _weights(self, name: str, scores: Tensor, num_memory: int) -> Tensor:
+        gates = [gate for part in self.parts if (gate := part.memory_gate(self.tensors, name)) is not None]
+        if not num_memory or not gates:
+            return torch.softmax(scores, dim=-1)
+        (gate,) = gates
+        to_memory = torch.softmax(scores[..., :num_memory], dim=-1) * gate[..., None, None].tanh()
+        return torch.cat([to_memory, torch.softmax(scores[..., num_memory:], dim=-1)], dim=-1)
+
+    def _mlp(self, name: str, block: MLPBlock, x: Tensor) -> Tensor:
+        hidden = block.act(self._linear(f"{name}.lin1", block.lin1, x))
+        return self._after_block(name, self._linear(f"{name}.lin2", block.lin2, hidden))
+
+    def _linear(self, name: str, layer: nn.Linear, x: Tensor, grid: Grid = None) -> Tensor:
+        site, run = Site(name, layer, grid), cast(Linear, layer)
+        for part in self.parts:
+            run = partial(part.linear, self.tensors, site, inner=run)
+        return run(x)
+
+    def _after_block(self, name: str, y: Tensor) -> Tensor:
+        for part in self.parts:
+            y = part.after_block(self.tensors, name, y)
+        return y
+
+    def _memory(self, stage: str, sequence: str, num_prompts: int) -> Tensor | None:
+        found = [m for part in self.parts if (m := part.memory(self.tensors, stage, sequence)) is not None]
+        return _per_prompt(found[0], num_prompts) if found else None
+
+
+def _per_prompt(tokens: Tensor, num_prompts: int) -> Tensor:
+    return tokens.expand(num_prompts, -1, -1)
+
+
+def _length(memory: Tensor | None) -> int:
+    return 0 if memory is None else memory.shape[1]
+
+
+def _prepend(memory: Tensor | None, sequence: Tensor) -> Tensor:
+    return sequence if memory is None else torch.cat([memory, sequence], dim=1)
+
+
+def _prepend_zeros(memory: Tensor | None, position: Tensor) -> Tensor:
+    return position if memory is None else F.pad(position, (0, 0, memory.shape[1], 0))
