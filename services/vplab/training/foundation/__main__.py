@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vplab.training.foundation.ablations import ablate, as_table, variants
 from vplab.training.foundation.evaluation import evaluate
 from vplab.training.foundation.export import export, load_model
 from vplab.training.foundation.model_cards import write_model_cards
@@ -106,6 +107,14 @@ def write_cards(arguments: argparse.Namespace) -> None:
     write_model_cards(arguments.models, arguments.run, json.loads(arguments.figures.read_text()))
 
 
+def ablate_choices(arguments: argparse.Namespace) -> None:
+    """Run the ablations and print their table."""
+    torch.set_num_threads(arguments.threads)
+    chosen = variants(arguments.trunk, arguments.deeplab)
+    ablate(chosen, arguments.data, arguments.cache, arguments.run, arguments.steps, arguments.limit, arguments.threads)
+    print(as_table(arguments.run, chosen))
+
+
 def command_line() -> argparse.ArgumentParser:
     """Return the parser of all steps; what it parses has the step's function as ``call``."""
     parser = argparse.ArgumentParser(prog="python -m vplab.training.foundation", description=__doc__)
@@ -150,6 +159,17 @@ def command_line() -> argparse.ArgumentParser:
     step.add_argument("--run", type=Path, required=True)
     step.add_argument("--figures", type=Path, required=True, help="what evaluate wrote")
     step.set_defaults(call=write_cards)
+
+    step = steps.add_parser("ablate", help="short runs that differ in one choice each")
+    step.add_argument("--data", type=Path, default=data)
+    step.add_argument("--cache", type=Path, required=True)
+    step.add_argument("--run", type=Path, required=True, help="folder of the figures; those that exist are kept")
+    step.add_argument("--trunk", type=Path, required=True, help="timm mobilenetv2_100 safetensors")
+    step.add_argument("--deeplab", type=Path, help="the same trunk trained for segmentation")
+    step.add_argument("--steps", type=int, default=300)
+    step.add_argument("--limit", type=int, default=40, help="images of each set")
+    step.add_argument("--threads", type=int, default=1)
+    step.set_defaults(call=ablate_choices)
 
     return parser
 

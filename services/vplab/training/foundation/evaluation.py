@@ -10,9 +10,10 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -72,6 +73,20 @@ class Seconds:
         return Seconds(self.clock - earlier.clock, self.cpu - earlier.cpu)
 
 
+class PromptedModel(Protocol):
+    """What answers boxes and clicks."""
+
+    def encode(self, image_rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], FrameTransform, Seconds]:
+        """Return the embedding (1, C, h, w), where the image lies in the frame, and what the encoder took."""
+        ...
+
+    def decode(
+        self, embedding: NDArray[np.float32], transform: FrameTransform, prompt: ObjectPrompt
+    ) -> tuple[BoolArray, NDArray[np.float32], Seconds]:
+        """Return the chosen mask, its low-resolution logits, and what the decoder took."""
+        ...
+
+
 class ExportedPair:
     """The two graphs of a folder, on the CPU."""
 
@@ -98,18 +113,22 @@ class ExportedPair:
     def decode(
         self, embedding: NDArray[np.float32], transform: FrameTransform, prompt: ObjectPrompt
     ) -> tuple[BoolArray, NDArray[np.float32], Seconds]:
-        """Return the chosen mask, its low-resolution logits, and what the graph took.
-
-        One click is answered by the plane of the highest predicted IoU among the three; anything more by plane 0.
-        """
+        """Return the chosen mask, its low-resolution logits, and what the graph took."""
         tokens = prompt_tokens(prompt, transform, self._segmenter)
         before = Seconds.now()
         logits, scores = self._decoder.run(["low_res_logits", "iou_predictions"], _feed(embedding, tokens))
         seconds = Seconds.now() - before
-        is_ambiguous = prompt.num_points == 1 and prompt.box_xyxy is None and not prompt.has_mask
-        plane = 1 + int(scores[0, 1:].argmax()) if is_ambiguous else 0
-        low_res = logits[0, plane]
+        low_res = logits[0, chosen_plane(prompt, scores[0])]
         return upsample_logits(low_res[None], transform)[0] > self._segmenter.mask_threshold, low_res, seconds
+
+
+def chosen_plane(prompt: ObjectPrompt, scores: NDArray[np.float32]) -> int:
+    """Return which plane answers a prompt, given their predicted IoU (4,).
+
+    One click is answered by the best of the three alternatives, anything more by plane 0.
+    """
+    is_ambiguous = prompt.num_points == 1 and prompt.box_xyxy is None and not prompt.has_mask
+    return 1 + int(scores[1:].argmax()) if is_ambiguous else 0
 
 
 def _feed(embedding: NDArray[np.float32], tokens: PromptTokens) -> dict[str, NDArray[np.generic]]:
@@ -142,10 +161,10 @@ def read_set(data_dir: Path, wanted: EvaluationSet, limit: int) -> Iterator[tupl
         yield np.ascontiguousarray(image[..., ::-1]).astype(np.uint8), target
 
 
-def evaluate_set(pair: ExportedPair, data_dir: Path, wanted: EvaluationSet, limit: int) -> dict[str, float]:
-    """Return mean IoU in per cent for the plain box, a box, and 1, 3 and 5 clicks."""
+def measure(pair: PromptedModel, objects: Iterable[tuple[NDArray[np.uint8], BoolArray]]) -> dict[str, float]:
+    """Return mean IoU in per cent for the plain box, a box, and 1, 3 and 5 clicks, of images with one object each."""
     scores: dict[str, list[float]] = {}
-    for image, target in read_set(data_dir, wanted, limit):
+    for image, target in objects:
         embedding, transform, _ = pair.encode(image)
         box = tight_box(target)
         plain = np.zeros_like(target)
@@ -162,7 +181,7 @@ def evaluate_set(pair: ExportedPair, data_dir: Path, wanted: EvaluationSet, limi
 
 
 def _click(
-    pair: ExportedPair,
+    pair: PromptedModel,
     embedding: NDArray[np.float32],
     transform: FrameTransform,
     target: BoolArray,
@@ -203,14 +222,14 @@ def evaluate(folder: Path, data_dir: Path, output: Path, *, limit: int, threads:
     pair = ExportedPair(folder, threads)
     sets = {}
     for wanted in SETS:
-        sets[wanted.name] = evaluate_set(pair, data_dir, wanted, 200 if wanted.whole_class else limit)
+        sets[wanted.name] = measure(pair, read_set(data_dir, wanted, 200 if wanted.whole_class else limit))
         print(wanted.name, sets[wanted.name], flush=True)
     figures: dict[str, object] = {
         "sets": sets,
         "speed": time_graphs(pair) | {"threads": threads, "load_average": round(os.getloadavg()[0], 2)},
         "protocol": [asdict(s) for s in SETS],
         "models": {name: _sha256(folder / name) for name in (ENCODER, SEGMENTER)},
-        "commit": _commit(),
+        "commit": code_commit(),
         "device": f"{platform.machine()} CPU, {threads} threads, onnxruntime {ort.__version__}",
     }
     output.write_text(json.dumps(figures, indent=1) + "\n")
@@ -223,7 +242,7 @@ def _sha256(folder: Path) -> str:
     return hashlib.sha256(graph.read_bytes() + spec).hexdigest()
 
 
-def _commit() -> str:
+def code_commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"

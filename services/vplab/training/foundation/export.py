@@ -87,7 +87,7 @@ def export(model: NanoSegmenter, folder: Path) -> None:
 
 def round_to_half(model: NanoSegmenter) -> NanoSegmenter:
     """Return a copy whose weights and buffers are float32 numbers that half precision holds exactly."""
-    copy = NanoSegmenter()
+    copy = NanoSegmenter(stride=model.stride)
     copy.load_state_dict({n: v.half().float() if v.is_floating_point() else v for n, v in model.state_dict().items()})
     return copy
 

@@ -18,6 +18,8 @@ from vplab.errors import InvalidInput
 TRUNK_NAME = "mobilenetv2_100"
 CHANNELS = {4: 24, 8: 32, 16: 96, 32: 320}
 _LAST_BLOCK = {2: 8, 4: 16, 6: 32}
+_UNUSED = ("conv_head.", "bn2.", "classifier.")
+"""What comes after the last map taken; a file may lack it."""
 NUM_FROZEN_BLOCKS = 2
 """Blocks up to stride 4 keep their ImageNet weights: edges need no retraining, and their backward pass costs most."""
 _CONV_AND_NORM = {
@@ -38,13 +40,16 @@ class MobileNetTrunk(nn.Module):
     def from_weights(cls, path: Path | None) -> "MobileNetTrunk":
         """Start from a timm ``mobilenetv2_100`` state dict, or from timm's download where ``path`` is None.
 
+        The file may lack what comes after the last block: the head of the classifier.
         Raises InvalidInput if the file does not hold that architecture.
         """
         model = timm.create_model(TRUNK_NAME, pretrained=path is None, pad_type="same")
         if path is not None:
             try:
                 state = {name: value.float() for name, value in load_file(path).items()}
-                model.load_state_dict(state)
+                missing, unknown = model.load_state_dict(state, strict=False)
+                if unknown or any(not name.startswith(_UNUSED) for name in missing):
+                    raise RuntimeError(f"missing {missing[:3]}, unknown {unknown[:3]}")
             except (OSError, RuntimeError) as error:
                 raise InvalidInput(f"{path.name} does not hold {TRUNK_NAME} weights: {error}", field="trunk") from error
         trunk = cls.__new__(cls)
