@@ -1,6 +1,16 @@
 """The training service's settings; the only list of the VPLAB_TRAINING_* variables beside the frame's."""
 
-from vplab.runtime.settings import ServerSettings
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from vplab.errors import InvalidInput
+from vplab.runtime.settings import Seconds, ServerSettings, home
+from vplab.wire.names import parse_version_or_alias
+
+Count = Annotated[int, Field(ge=1)]
 
 
 class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
@@ -8,3 +18,60 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
 
     listen: str = "127.0.0.1:7304"
     """``host:port`` or ``unix:/path``."""
+    registry_address: str | None = None
+    """Where the registry listens; unset is what every client reads, ``VPLAB_REGISTRY_ADDRESS`` or ``VPLAB_ADDRESS``."""
+    embedding_address: str | None = None
+    """Where the embedding service listens; unset is ``VPLAB_EMBEDDING_ADDRESS`` or ``VPLAB_ADDRESS``."""
+    cache_dir: Path = Field(default_factory=lambda: home() / "training")
+    """Folder for what can be had again: downloaded data sets and models. Replicas need not share it."""
+    database_url: str | None = None
+    """SQLAlchemy URL of the job queue; unset is a SQLite file below ``cache_dir``. Replicas that share a PostgreSQL
+    share the queue: jobs, events and checkpoints are in it, and nothing else need be shared."""
+    keep_jobs: Count = 1000
+    """Ended jobs that are remembered, with their events."""
+
+    default_segmenter: str = "artifacts/nano-segmenter"
+    """Segmenter of jobs that name none."""
+    max_image_bytes: Count = 32 * 1024 * 1024
+    """Largest file or frame."""
+    max_image_pixels: Count = 100_000_000
+    """Largest width times height."""
+    max_inline_pixels: Count = 400_000_000
+    """Most pixels of the images of one request, and of its masks: they are in memory together. Larger data sets are
+    published first."""
+
+    trains: bool = True
+    """Whether this replica works on jobs; without, it only takes orders for others that share its queue."""
+    devices: tuple[str, ...] = ()
+    """Devices to train on, a JSON list such as ``["cuda:0", "cuda:1"]``, one worker process each; empty is one worker,
+    on the first GPU where a device answers, else on the CPU."""
+    worker_threads: Count = max(1, (os.cpu_count() or 2) // 2)
+    """CPU threads of a worker. Equal adapters need equal numbers: sums are split by thread."""
+    worker_niceness: Annotated[int, Field(ge=0, le=19)] = 10
+    """How far a worker steps back behind interactive work on the same machine."""
+    warm_start: bool = False
+    """Whether workers start with the service, with the default segmenter loaded, instead of at their first job."""
+    worker_silence_s: Seconds = 300.0
+    """A worker that says nothing for this long hangs and is killed; its job goes on from the last checkpoint."""
+    embedding_precision: Literal["float16", "float32"] = "float16"
+    """Precision of the embeddings trained on: that of serving, so that both use the same cache."""
+
+    lease_s: Annotated[float, Field(ge=0.5, le=3600)] = 15.0
+    """How long a trainer that is heard of no more keeps its job; it renews the lease three times in that time."""
+    poll_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """How often the queue is asked for jobs, and for events of watched jobs, of other replicas."""
+    max_claims: Count = 20
+    """How often a job is taken up without getting any further before it fails: it may be what kills its trainers."""
+
+    @field_validator("default_segmenter")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        try:
+            return str(parse_version_or_alias(name, field="name"))
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
+
+    @property
+    def job_database_url(self) -> str:
+        """The URL of the job queue."""
+        return self.database_url or f"sqlite:///{self.cache_dir.absolute() / 'jobs.sqlite'}"

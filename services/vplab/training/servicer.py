@@ -1,7 +1,47 @@
-"""TrainingService over gRPC."""
+"""The RPCs of TrainingService: check, convert, call the core, convert back."""
 
-from vplab.api.training.v1 import training_service_pb2_grpc
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from vplab.api.training.v1 import training_service_pb2 as pb
+from vplab.api.training.v1 import training_service_pb2_grpc as pb_grpc
+from vplab.training import convert
+from vplab.training.core.tuning_jobs import TuningJobs
 
 
-class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
-    """Answers UNIMPLEMENTED (reason NOT_IMPLEMENTED) to every RPC of the contract, which the generated base does."""
+class TrainingServicer(pb_grpc.TrainingServiceServicer):
+    """Speaks the contract; decides nothing.
+
+    CreateExportJob and GetExportJob are left to the generated base, which answers UNIMPLEMENTED: there is no line
+    bundle yet. Their jobs will be of kind EXPORT in the same queue.
+    """
+
+    def __init__(self, jobs: TuningJobs) -> None:
+        self._jobs = jobs
+
+    async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
+        job = await self._jobs.create(convert.draft(request))
+        return pb.CreateTuningJobResponse(job=convert.job(job))
+
+    async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:
+        job = await self._jobs.get(convert.job_id(request.name))
+        return pb.GetTuningJobResponse(job=convert.job(job))
+
+    async def ListTuningJobs(self, request: pb.ListTuningJobsRequest, context: Any) -> pb.ListTuningJobsResponse:
+        before = convert.page_position(request.page_token)
+        jobs, rest = await self._jobs.list_page(convert.page_size(request.page_size), before)
+        token = "" if rest is None else str(rest)
+        return pb.ListTuningJobsResponse(jobs=[convert.job(job) for job in jobs], next_page_token=token)
+
+    async def CancelTuningJob(self, request: pb.CancelTuningJobRequest, context: Any) -> pb.CancelTuningJobResponse:
+        job = await self._jobs.cancel(convert.job_id(request.name))
+        return pb.CancelTuningJobResponse(job=convert.job(job))
+
+    async def WatchTuningJob(
+        self, request: pb.WatchTuningJobRequest, context: Any
+    ) -> AsyncIterator[pb.WatchTuningJobResponse]:
+        job_id, after = convert.job_id(request.name), convert.position(request.from_sequence)
+        async with aclosing(self._jobs.watch(job_id, after)) as events:
+            async for event in events:
+                yield convert.event(event)

@@ -20,6 +20,7 @@ from vplab.wire.masks import mask_from_proto, mask_to_proto
 
 METHODS = EnumWords(pb.TuningMethod)
 STATES = EnumWords(pb.JobState)
+STAGES = EnumWords(pb.TuningStage)
 
 _OPTIONS = ("num_steps", "learning_rate", "lora_rank", "num_prompt_tokens", "seed")
 
@@ -64,6 +65,8 @@ def tuning_job(message: pb.TuningJob) -> TuningJob:
         message=message.message,
         create_time=time_of(message, "create_time"),
         end_time=time_of(message, "end_time"),
+        stage=STAGES.word(message.stage),
+        promotion=message.promotion,
     )
 
 

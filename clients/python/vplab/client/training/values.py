@@ -93,9 +93,15 @@ class TuningJob:
     adapter: ModelReference | None
     """None until the job succeeded."""
     metrics: Mapping[str, float]
+    """``validation_iou_before`` and ``_after``, ``seconds_train`` and so on; empty until the job succeeded."""
     message: str
+    """Why it failed, or waits for another try; empty otherwise."""
     create_time: datetime | None
     end_time: datetime | None
+    stage: str = ""
+    """What it is at: ``queue``, ``fetch``, ``embed``, ``train``, ``export``, ``publish`` or ``promote``."""
+    promotion: str = ""
+    """What became of ``promote_alias``, in words; empty where none was asked for."""
 
     @property
     def is_done(self) -> bool:

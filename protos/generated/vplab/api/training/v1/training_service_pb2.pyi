@@ -35,6 +35,17 @@ class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_STATE_SUCCEEDED: _ClassVar[JobState]
     JOB_STATE_FAILED: _ClassVar[JobState]
     JOB_STATE_CANCELLED: _ClassVar[JobState]
+
+class TuningStage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TUNING_STAGE_UNSPECIFIED: _ClassVar[TuningStage]
+    TUNING_STAGE_QUEUE: _ClassVar[TuningStage]
+    TUNING_STAGE_FETCH: _ClassVar[TuningStage]
+    TUNING_STAGE_EMBED: _ClassVar[TuningStage]
+    TUNING_STAGE_TRAIN: _ClassVar[TuningStage]
+    TUNING_STAGE_EXPORT: _ClassVar[TuningStage]
+    TUNING_STAGE_PUBLISH: _ClassVar[TuningStage]
+    TUNING_STAGE_PROMOTE: _ClassVar[TuningStage]
 TUNING_METHOD_UNSPECIFIED: TuningMethod
 TUNING_METHOD_E_PEFT: TuningMethod
 TUNING_METHOD_LORA: TuningMethod
@@ -53,6 +64,14 @@ JOB_STATE_RUNNING: JobState
 JOB_STATE_SUCCEEDED: JobState
 JOB_STATE_FAILED: JobState
 JOB_STATE_CANCELLED: JobState
+TUNING_STAGE_UNSPECIFIED: TuningStage
+TUNING_STAGE_QUEUE: TuningStage
+TUNING_STAGE_FETCH: TuningStage
+TUNING_STAGE_EMBED: TuningStage
+TUNING_STAGE_TRAIN: TuningStage
+TUNING_STAGE_EXPORT: TuningStage
+TUNING_STAGE_PUBLISH: TuningStage
+TUNING_STAGE_PROMOTE: TuningStage
 
 class ClassMask(_message.Message):
     __slots__ = ("class_id", "mask")
@@ -125,7 +144,7 @@ class CreateTuningJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[TuningJob, _Mapping]] = ...) -> None: ...
 
 class TuningJob(_message.Message):
-    __slots__ = ("name", "state", "method", "options", "dataset", "segmenter", "adapter", "metrics", "message", "create_time", "end_time")
+    __slots__ = ("name", "state", "method", "options", "dataset", "segmenter", "adapter", "metrics", "message", "create_time", "end_time", "stage", "promotion")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +163,8 @@ class TuningJob(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     END_TIME_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    PROMOTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: JobState
     method: TuningMethod
@@ -155,7 +176,9 @@ class TuningJob(_message.Message):
     message: str
     create_time: _timestamp_pb2.Timestamp
     end_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., method: _Optional[_Union[TuningMethod, str]] = ..., options: _Optional[_Union[TuningOptions, _Mapping]] = ..., dataset: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., segmenter: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., adapter: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    stage: TuningStage
+    promotion: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., method: _Optional[_Union[TuningMethod, str]] = ..., options: _Optional[_Union[TuningOptions, _Mapping]] = ..., dataset: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., segmenter: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., adapter: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stage: _Optional[_Union[TuningStage, str]] = ..., promotion: _Optional[str] = ...) -> None: ...
 
 class GetTuningJobRequest(_message.Message):
     __slots__ = ("name",)

@@ -29,8 +29,8 @@ class TrainingServiceStub:
     """TrainingService tunes adapters in the segmenter's mask decoder. Jobs are kept in a database and survive restarts; a
     job whose trainer died is taken up by another from its last checkpoint and ends exactly once.
 
-    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, SERVICE_UNAVAILABLE, INTERNAL, and
-    NOT_IMPLEMENTED from servers without trainers.
+    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, STORAGE_FULL, SERVICE_UNAVAILABLE and
+    INTERNAL.
     """
 
     def __init__(self, channel):
@@ -80,13 +80,15 @@ class TrainingServiceServicer:
     """TrainingService tunes adapters in the segmenter's mask decoder. Jobs are kept in a database and survive restarts; a
     job whose trainer died is taken up by another from its last checkpoint and ends exactly once.
 
-    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, SERVICE_UNAVAILABLE, INTERNAL, and
-    NOT_IMPLEMENTED from servers without trainers.
+    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, STORAGE_FULL, SERVICE_UNAVAILABLE and
+    INTERNAL.
     """
 
     def CreateTuningJob(self, request, context):
-        """CreateTuningJob queues a job after checking all of its input. Reasons: INVALID_FIELD, IMAGE_UNREADABLE,
-        IMAGE_TOO_LARGE, RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH, REQUEST_ID_REUSED.
+        """CreateTuningJob queues a job after checking all of its input; errors about data name the field, and the file in the
+        message. An adapter's versions are all made for one segmenter. Reasons: INVALID_FIELD, IMAGE_UNREADABLE,
+        IMAGE_TOO_LARGE, RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH, MODEL_UNSUPPORTED, PRECONDITION_FAILED,
+        REQUEST_ID_REUSED, and NOT_IMPLEMENTED from servers without trainers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,8 +109,8 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelTuningJob(self, request, context):
-        """CancelTuningJob ends a job; no adapter is published. Cancelling an ended job changes nothing. Reasons:
-        INVALID_FIELD, RESOURCE_NOT_FOUND.
+        """CancelTuningJob ends a job; no adapter is published. Cancelling an ended job changes nothing, nor does cancelling one
+        that publishes its adapter already: it ends as it would. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,15 +125,16 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateExportJob(self, request, context):
-        """CreateExportJob queues the making of a line bundle. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND,
-        ADAPTER_BASE_MISMATCH, REQUEST_ID_REUSED.
+        """CreateExportJob queues the making of a line bundle. Servers do not make bundles yet: they return NOT_IMPLEMENTED.
+        Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH, REQUEST_ID_REUSED, NOT_IMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetExportJob(self, request, context):
-        """GetExportJob returns one export job. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND.
+        """GetExportJob returns one export job; NOT_IMPLEMENTED as long as CreateExportJob is. Reasons: INVALID_FIELD,
+        RESOURCE_NOT_FOUND, NOT_IMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,8 +190,8 @@ class TrainingService:
     """TrainingService tunes adapters in the segmenter's mask decoder. Jobs are kept in a database and survive restarts; a
     job whose trainer died is taken up by another from its last checkpoint and ends exactly once.
 
-    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, SERVICE_UNAVAILABLE, INTERNAL, and
-    NOT_IMPLEMENTED from servers without trainers.
+    Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, STORAGE_FULL, SERVICE_UNAVAILABLE and
+    INTERNAL.
     """
 
     @staticmethod

@@ -1,0 +1,104 @@
+"""What each method can be told: every default filled in, and what it has no use for refused."""
+
+from dataclasses import replace
+from typing import Final
+
+from vplab.errors import InvalidInput
+from vplab.training.tuning.values import TuningOptions as Recipe
+from vplab.training.values import TuningMethod, TuningOptions
+from vplab.vision.adapters.spec import (
+    METHODS,
+    AdapterSpec,
+    EPeftSpec,
+    LoraSpec,
+    PromptTokensSpec,
+    adapter_spec_from_json,
+    default_spec,
+)
+
+_SEQUENCES: Final = 5
+"""Two for the prompts' sequence and three for the image's, over which prompt tokens are spread."""
+
+
+def filled_in(method: TuningMethod, options: TuningOptions, num_images: int) -> TuningOptions:
+    """Return options with the method's defaults; what the method does not have stays None.
+
+    Raises InvalidInput for a method that cannot be trained here, and for an option that it has no use for.
+    """
+    spec = _default(method)
+    recipe = Recipe.for_method(method, num_images)
+    rank, num_tokens = _lora_rank(spec), _num_prompt_tokens(spec)
+    for name, default in (("lora_rank", rank), ("num_prompt_tokens", num_tokens)):
+        if default is None and getattr(options, name) is not None:
+            raise InvalidInput(f"{method} has no {name}", field=f"options.{name}")
+    return TuningOptions(
+        num_steps=options.num_steps or recipe.num_steps,
+        learning_rate=options.learning_rate or recipe.learning_rate,
+        lora_rank=options.lora_rank or rank,
+        num_prompt_tokens=options.num_prompt_tokens or num_tokens,
+        seed=options.seed or 0,
+    )
+
+
+def adapter_spec(method: TuningMethod, options: TuningOptions) -> AdapterSpec:
+    """Return the adapter that filled-in options describe. Raises InvalidInput."""
+    spec = _default(method)
+    if isinstance(spec, EPeftSpec):
+        return spec.model_copy(
+            update={
+                "lora": None if spec.lora is None else _with_rank(spec.lora, options),
+                "prompt_tokens": None if spec.prompt_tokens is None else _with_tokens(spec.prompt_tokens, options),
+            }
+        )
+    if isinstance(spec, PromptTokensSpec):
+        return _with_tokens(spec, options)
+    if _lora_rank(spec) is not None and options.lora_rank is not None:
+        return adapter_spec_from_json(spec.model_copy(update={"rank": options.lora_rank}).model_dump_json())
+    return spec
+
+
+def recipe(method: TuningMethod, options: TuningOptions, num_images: int) -> Recipe:
+    """Return how the trainer shall train."""
+    defaults = Recipe.for_method(method, num_images)
+    num_steps = options.num_steps or defaults.num_steps
+    return replace(
+        defaults,
+        num_steps=num_steps,
+        learning_rate=options.learning_rate or defaults.learning_rate,
+        warmup_steps=min(defaults.warmup_steps, num_steps // 2),
+        seed=options.seed or 0,
+    )
+
+
+def _default(method: TuningMethod) -> AdapterSpec:
+    if method not in METHODS:
+        raise InvalidInput(f"this server cannot tune with {method}; it can with {', '.join(METHODS)}", field="method")
+    return default_spec(method)
+
+
+def _lora_rank(spec: AdapterSpec) -> int | None:
+    lora = spec.lora if isinstance(spec, EPeftSpec) else spec
+    rank = getattr(lora, "rank", None)
+    return int(rank) if rank is not None else None
+
+
+def _num_prompt_tokens(spec: AdapterSpec) -> int | None:
+    tokens = spec.prompt_tokens if isinstance(spec, EPeftSpec) else spec
+    if not isinstance(tokens, PromptTokensSpec):
+        return None
+    return sum(tokens.query_tokens) + sum(tokens.image_tokens)
+
+
+def _with_rank(lora: LoraSpec, options: TuningOptions) -> LoraSpec:
+    # Alpha follows the rank, so that the update's scale, alpha / rank, stays what the learning rate was chosen for.
+    rank = options.lora_rank or lora.rank
+    return lora.model_copy(update={"rank": rank, "alpha": lora.alpha / lora.rank * rank})
+
+
+def _with_tokens(tokens: PromptTokensSpec, options: TuningOptions) -> PromptTokensSpec:
+    """Spread tokens evenly over the five sequences, the first ones getting one more where it does not come out even."""
+    total = options.num_prompt_tokens
+    if total is None or total == _num_prompt_tokens(tokens):
+        return tokens
+    counts = tuple(total // _SEQUENCES + (index < total % _SEQUENCES) for index in range(_SEQUENCES))
+    return tokens.model_copy(update={"query_tokens": counts[:2], "image_tokens": counts[2:]})

@@ -1,0 +1,141 @@
+"""Creating, reading, cancelling and watching tuning jobs."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from vplab.training import metrics
+from vplab.training.core.options import filled_in
+from vplab.training.core.wake_up import WakeUp
+from vplab.training.errors import AdapterBaseMismatch
+from vplab.training.ports import DatasetSource, Executor, JobStore, ModelSource
+from vplab.training.values import (
+    TERMINAL_STATES,
+    DatasetVersion,
+    Job,
+    JobEvent,
+    JobKind,
+    ModelRef,
+    NewJob,
+    TuningDraft,
+    TuningPlan,
+)
+
+_PAGE: Final = 100
+_MAX_ID: Final = 63
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class TuningJobs:
+    """The use cases behind the RPCs."""
+
+    store: JobStore
+    datasets: DatasetSource
+    models: ModelSource
+    executor: Executor
+    wake_up: WakeUp
+    """Told of every change made here, so that nobody waits for the next look at the database."""
+    cancelled: WakeUp
+    default_segmenter: str
+    poll_s: float
+
+    async def create(self, draft: TuningDraft) -> Job:
+        """Check everything a job depends on, publish data that came along, and queue the job.
+
+        Raises TrainerMissing, AlreadyExists (REQUEST_ID_REUSED), InvalidInput with the field and file at fault,
+        NotFound, AdapterBaseMismatch, FailedPrecondition, Unavailable.
+        """
+        self.executor.check_available()
+        found = await self.store.find_request(draft.request_id, draft.fingerprint)
+        if found is not None:
+            return found
+        # The small questions first: whoever misspelt a name need not wait for the images to be checked.
+        filled_in(draft.method, draft.options, num_images=1)
+        segmenter = await self.models.find_segmenter(draft.segmenter or self.default_segmenter)
+        prompt_set = await self._prompt_set(draft.prompt_set, segmenter)
+        await self._check_adapter(draft.adapter_id, segmenter)
+        dataset = await self._dataset(draft)
+        plan = TuningPlan(
+            adapter_id=draft.adapter_id,
+            dataset=dataset.model,
+            segmenter=segmenter,
+            prompt_set=prompt_set,
+            method=draft.method,
+            options=filled_in(draft.method, draft.options, dataset.num_images),
+            promote_alias=draft.promote_alias,
+            promote_only_if_better=draft.promote_only_if_better,
+        )
+        job = await self.store.create(NewJob(JobKind.TUNING, draft.request_id, draft.fingerprint, plan))
+        metrics.CREATED.labels(plan.method).inc()
+        _log.info("job_queued", job=job.name, method=plan.method, dataset=dataset.model.name)
+        self.wake_up.tell()
+        return job
+
+    async def get(self, job_id: str) -> Job:
+        """Return a job. Raises NoSuchJob."""
+        return await self.store.get(job_id)
+
+    async def list_page(self, page_size: int, before: int | None) -> tuple[Sequence[Job], int | None]:
+        """Return jobs, newest first, and where the next page starts."""
+        return await self.store.list_page(page_size, before)
+
+    async def cancel(self, job_id: str) -> Job:
+        """End a job unless it ended, or publishes its adapter already. Raises NoSuchJob."""
+        job = await self.store.cancel(job_id)
+        self.cancelled.tell()
+        self.wake_up.tell()
+        return job
+
+    async def watch(self, job_id: str, after: int) -> AsyncGenerator[JobEvent, None]:
+        """Yield the events after a sequence number until the terminal one. Raises NoSuchJob, SequenceOutOfRange."""
+        while True:
+            changed = self.wake_up.changed
+            found = await self.store.events(job_id, after, _PAGE)
+            for event in found:
+                yield event
+                after = event.sequence
+                if isinstance(event.event, Job) and event.state in TERMINAL_STATES:
+                    return
+            if found:
+                continue
+            # Nothing new and ended: whoever asked has seen the terminal event before.
+            if (await self.store.get(job_id)).state in TERMINAL_STATES and not await self.store.events(
+                job_id, after, 1
+            ):
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.poll_s):
+                    await changed.wait()
+
+    async def _prompt_set(self, name: str, segmenter: ModelRef) -> ModelRef | None:
+        if not name:
+            return None
+        prompt_set, base = await self.models.find_prompt_set(name)
+        if base != segmenter.digest:
+            raise AdapterBaseMismatch(prompt_set.name, expected=segmenter.digest, actual=base)
+        return prompt_set
+
+    async def _check_adapter(self, adapter_id: str, segmenter: ModelRef) -> None:
+        base = await self.models.adapter_base(adapter_id)
+        # Versions of one adapter replace each other behind an alias, so they must all fit the same segmenter.
+        if base is not None and base != segmenter.digest:
+            raise AdapterBaseMismatch(f"artifacts/{adapter_id}", expected=segmenter.digest, actual=base)
+
+    async def _dataset(self, draft: TuningDraft) -> DatasetVersion:
+        if isinstance(draft.source, str):
+            return await self.datasets.find(draft.source)
+        # Derived, so that a repeat after a crash between the two publishes nothing a second time.
+        request_id = str(uuid.uuid5(uuid.UUID(draft.request_id), "dataset"))
+        return await self.datasets.publish(dataset_id(draft.adapter_id), draft.source, request_id)
+
+
+def dataset_id(adapter_id: str) -> str:
+    """Return the artifact that data sent along for an adapter is published under."""
+    return f"{adapter_id[: _MAX_ID - len('-data')].rstrip('-')}-data"
