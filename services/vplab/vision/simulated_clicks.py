@@ -35,7 +35,7 @@ def spread_clicks(mask: BoolArray, num_clicks: int) -> NDArray[np.float32]:
     """
     left = mask.copy()
     radius = max(3, round(float(np.sqrt(mask.sum())) / 4))
-    clicks = []
+    clicks: list[tuple[float, float]] = []
     while left.any() and len(clicks) < num_clicks:
         depth = depth_inside(left)
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)

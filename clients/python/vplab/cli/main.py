@@ -9,6 +9,7 @@ import typer
 from vplab.cli import exit_codes, models, running
 from vplab.cli.connection import Where
 from vplab.cli.demo import demo
+from vplab.cli.evaluate import evaluate
 from vplab.cli.home import Home, default_home
 from vplab.cli.parameters import Context
 from vplab.cli.prompt import prompt
@@ -76,6 +77,7 @@ def before_the_verb(
 
 
 app.command()(demo)
+app.command()(evaluate)
 app.command()(prompt)
 app.command()(segment)
 app.command()(serve)

@@ -1,0 +1,79 @@
+"""What is to be measured, and what cannot be and why."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from vplab.errors import Unimplemented
+from vplab.evaluation.methods import MethodNames, make_click_method, make_shot_method
+from vplab.evaluation.ports import ClickMethod, ShotMethod
+from vplab.evaluation.run import Measuring
+from vplab.evaluation.served import Services
+from vplab.evaluation.splits import Splits
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was asked for and has no figure."""
+
+    method: str
+    num_shots: int | None
+    reason: str
+
+
+@dataclass
+class Plan:
+    """The work of one command, in the order in which it is done."""
+
+    clicks: list[ClickMethod] = field(default_factory=list)
+    shots: list[tuple[ShotMethod, int, int]] = field(default_factory=list)
+    """Method, number of shots, seed."""
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def run(self, measuring: Measuring, services: Services | None, on_method: Callable[[str], None]) -> None:
+        """Measure everything that the results do not hold yet; ``on_method`` is told what begins."""
+        for clicks in self.clicks:
+            on_method(f"{clicks.name}, objects")
+            measuring.measure_clicks(clicks)
+        for method, num_shots, seed in self.shots:
+            on_method(f"{method.name}, {num_shots} shots, seed {seed}")
+            measuring.measure_shots(method, num_shots, seed, None if services is None else services.propose)
+
+    def count(self, measuring: Measuring) -> tuple[int, int]:
+        """Return how many images there are to measure, and how many of them are done."""
+        clicks = [key for method in self.clicks for key in measuring.click_keys(method.name)]
+        shots = [key for method, k, seed in self.shots for key in measuring.shot_keys(method.name, k, seed)]
+        done = sum(map(measuring.results.has_click, clicks)) + sum(map(measuring.results.has_shot, shots))
+        return len(clicks) + len(shots), done
+
+
+def make_plan(
+    names: MethodNames, num_shots: Sequence[int], splits: Splits, services: Services | None, *, is_segments: bool
+) -> Plan:
+    """Decide what can be measured. Raises Unimplemented for a chosen method that is not installed."""
+    plan = Plan()
+    for name in names.click:
+        try:
+            plan.clicks.append(make_click_method(name, services))
+        except Unimplemented as error:
+            _skip_or_raise(plan, name, error, names)
+    for name in () if is_segments else names.shot:
+        try:
+            method = make_shot_method(name, services)
+        except Unimplemented as error:
+            _skip_or_raise(plan, name, error, names)
+            continue
+        for count in sorted(set(num_shots)):
+            if count < method.min_shots:
+                plan.skipped.append(Skipped(name, count, f"it learns from {method.min_shots} validated image at least"))
+            elif max(1, count) > splits.num_candidates:
+                reason = f"{splits.num_candidates} images that show every class are left to learn from"
+                plan.skipped.append(Skipped(name, count, reason))
+            else:
+                plan.shots += [(method, count, seed) for seed in splits.shots]
+    return plan
+
+
+def _skip_or_raise(plan: Plan, name: str, error: Unimplemented, names: MethodNames) -> None:
+    if names.is_chosen:
+        raise error
+    plan.skipped.append(Skipped(name, None, error.message))

@@ -1,0 +1,229 @@
+"""Measuring one method on one folder: every image that the results do not hold yet."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vplab.errors import DataLoss, DeadlineExceeded, Internal, InvalidInput, ResourceExhausted, Unknown
+from vplab.evaluation.folder import LabelledFolder, TargetClass
+from vplab.evaluation.ports import ClickMethod, ClickSession, ShotMethod, ShotPredictor
+from vplab.evaluation.results import ClickKey, Results, ShotKey
+from vplab.evaluation.scores import ClickScore, ShotScore, StepScore, score_labels, score_step
+from vplab.evaluation.splits import Splits
+from vplab.evaluation.values import BoolArray, LabelledImage, RgbArray
+from vplab.vision.label_images import label_png
+from vplab.vision.simulated_clicks import next_click, tight_box
+
+CLICK_COUNTS = (1, 3, 5)
+BOX = "box"
+KEPT_SEED = 0
+"""Predictions of this seed are kept for people to look at."""
+
+# One image's misfortune; every other kind would meet the next image too and stops the run.
+_OF_THE_IMAGE = (InvalidInput, DeadlineExceeded, Internal, Unknown, DataLoss)
+
+Job = TypeVar("Job")
+Score = TypeVar("Score")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Everything that is the same for all methods."""
+
+    folder: LabelledFolder
+    splits: Splits
+    results: Results
+    predictions: Path
+    """Where predictions go that people look at."""
+    on_image: Callable[[str], None] = lambda message: None
+    """Told after each image; the message is empty unless it failed."""
+
+    def measure_shots(
+        self,
+        method: ShotMethod,
+        num_shots: int,
+        seed: int,
+        propose: Callable[[LabelledImage], LabelledImage] | None = None,
+    ) -> None:
+        """Let a method learn the first ``num_shots`` shots of a seed and segment every tested image.
+
+        propose: what makes the reference of zero shots: it gets the first shot and returns it with labels that nobody
+        corrected. Raises what would fail for every image.
+        """
+        left = [name for name in self.splits.test if not self.results.has_shot((method.name, num_shots, seed, name))]
+        if not left:
+            return
+        shots = [self.folder.read(name) for name in self.splits.shots[seed][: max(1, num_shots)]]
+        predictor, failure = None, ""
+        began = time.monotonic()
+        try:
+            if num_shots == 0:
+                assert propose is not None
+                shots = [propose(shots[0])]
+            predictor = method.fit(shots, [target.class_id for target in self.folder.classes], seed)
+        except (*_OF_THE_IMAGE, ResourceExhausted) as error:
+            if isinstance(error, ResourceExhausted) and error.reason != "MESSAGE_TOO_LARGE":
+                raise
+            failure = f"learning failed: {error.message}"
+        self.results.add_fit(method.name, num_shots, seed, time.monotonic() - began)
+
+        def score(name: str) -> ShotScore:
+            return self._segment(predictor, failure, (method.name, num_shots, seed, name))
+
+        for found in _each(left, score, method.num_in_flight):
+            self.results.add_shot(found)
+            self.on_image(found.error and f"{found.method}, {found.image}: {found.error}")
+
+    def measure_clicks(self, method: ClickMethod) -> None:
+        """Mark one object of each class on every tested image that shows it, by a box and by clicks."""
+        jobs = [key for key in self.click_keys(method.name) if not self.results.has_click(key)]
+        targets = {target.class_id: target for target in self.folder.classes}
+
+        def score(key: ClickKey) -> ClickScore:
+            return self._mark(method, targets[key[1]], key)
+
+        for found in _each(jobs, score, method.num_in_flight):
+            self.results.add_click(found)
+            self.on_image(found.error and f"{found.method}, {found.image}: {found.error}")
+
+    def telling(self, on_image: Callable[[str], None]) -> "Measuring":
+        """Return the same with somebody who is told."""
+        return replace(self, on_image=on_image)
+
+    def shot_keys(self, method: str, num_shots: int, seed: int) -> list[ShotKey]:
+        """Return what there is to segment."""
+        return [(method, num_shots, seed, name) for name in self.splits.test]
+
+    def click_keys(self, method: str) -> list[ClickKey]:
+        """Return the objects that there are to mark; the choice of objects is the same for every method."""
+        return [
+            (method, target.class_id, name)
+            for target in self.folder.classes
+            for name in self.splits.test
+            if self.folder.options.is_segments or self.folder.area_of(name, target)
+        ]
+
+    def _segment(self, predictor: ShotPredictor | None, failure: str, key: ShotKey) -> ShotScore:
+        name, num_shots, seed, image_name = key
+        image = self.folder.read(image_name)
+        found, error = np.zeros(image.labels.shape, np.uint8), failure
+        began = time.monotonic()
+        if predictor is not None:
+            try:
+                found = predictor.predict(image.image_rgb, image_name)
+                _check_size(found, image.labels, name)
+            except _OF_THE_IMAGE as caught:
+                error = caught.message
+        seconds = round(time.monotonic() - began, 4)
+        if seed == KEPT_SEED and not error:
+            _keep(found, shot_prediction(self.predictions, name, num_shots, image_name))
+        class_ids = [target.class_id for target in self.folder.classes]
+        classes = score_labels(found, image.labels, class_ids)
+        return ShotScore(name, num_shots, seed, image_name, classes, seconds, error)
+
+    def _mark(self, method: ClickMethod, target: TargetClass, key: ClickKey) -> ClickScore:
+        name, class_id, image_name = key
+        image = self.folder.read(image_name)
+        truth = self.folder.read_object(image_name, target, image)
+        if truth is None or not truth.any():
+            return ClickScore(name, class_id, image_name, ())
+        steps: list[StepScore] = []
+        seconds: dict[str, float] = {}
+        try:
+            mask = _box(method.open(image.image_rgb, image_name), truth, steps, seconds)
+            if method.takes_clicks:
+                mask = _click(method.open(image.image_rgb, image_name), truth, steps, seconds)
+        except _OF_THE_IMAGE as caught:
+            return ClickScore(name, class_id, image_name, _nothing(method), seconds, caught.message)
+        _keep(mask.astype(np.uint8), click_prediction(self.predictions, name, class_id, image_name))
+        return ClickScore(name, class_id, image_name, tuple(steps), seconds)
+
+
+def shot_prediction(predictions: Path, method: str, num_shots: int, image: str) -> Path:
+    """Return where the label image of a prediction is kept."""
+    return predictions / method / f"shots-{num_shots}" / f"{image}.png"
+
+
+def click_prediction(predictions: Path, method: str, class_id: int, image: str) -> Path:
+    """Return where the last mask of an object is kept: after all clicks, or of the box where there are none."""
+    return predictions / method / f"object-{class_id}" / f"{image}.png"
+
+
+def steps_of(takes_clicks: bool) -> tuple[str, ...]:
+    """Return the steps that are scored."""
+    return (BOX, *(map(str, CLICK_COUNTS) if takes_clicks else ()))
+
+
+def _box(session: ClickSession, truth: BoolArray, steps: list[StepScore], seconds: dict[str, float]) -> BoolArray:
+    began = time.monotonic()
+    mask = session.predict(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), tight_box(truth), None)
+    seconds[BOX] = round(time.monotonic() - began, 4)
+    _check_size(mask, truth, BOX)
+    steps.append(score_step(BOX, mask, truth))
+    return mask
+
+
+def _click(session: ClickSession, truth: BoolArray, steps: list[StepScore], seconds: dict[str, float]) -> BoolArray:
+    points: list[NDArray[np.float32]] = []
+    labels: list[int] = []
+    mask: BoolArray | None = None
+    for count in range(1, max(CLICK_COUNTS) + 1):
+        current = np.zeros_like(truth) if mask is None else mask
+        if (current != truth).any():  # a person who sees a perfect mask clicks no more
+            point, label = next_click(current, truth)
+            points.append(point)
+            labels.append(label)
+            began = time.monotonic()
+            mask = session.predict(np.array(points, np.float32), np.array(labels, np.int64), None, mask)
+            seconds["first click" if count == 1 else "last click"] = round(time.monotonic() - began, 4)
+            _check_size(mask, truth, "click")
+        assert mask is not None
+        if count in CLICK_COUNTS:
+            steps.append(score_step(str(count), mask, truth))
+    assert mask is not None
+    return mask
+
+
+def _nothing(method: ClickMethod) -> tuple[StepScore, ...]:
+    return tuple(StepScore(step, 0.0, 0.0) for step in steps_of(method.takes_clicks))
+
+
+def _check_size(found: NDArray[np.generic], truth: NDArray[np.generic] | RgbArray, what: str) -> None:
+    if found.shape != truth.shape:
+        raise Internal(f"{what} answered with {found.shape} for an image of {truth.shape}")
+
+
+def _keep(labels: NDArray[np.uint8], path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_bytes(label_png(labels))
+        part.replace(path)
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror or error}"
+        raise ResourceExhausted(message, reason="STORAGE_FULL") from error
+
+
+def _each(jobs: Sequence[Job], work: Callable[[Job], Score], num_in_flight: int) -> Iterator[Score]:
+    """Yield the results of all jobs as they come; jobs not begun are dropped when the caller stops."""
+    if num_in_flight == 1:  # in this thread, so that Ctrl-C stops a long computation at once
+        yield from map(work, jobs)
+        return
+    left = iter(jobs)
+    pool = ThreadPoolExecutor(num_in_flight)
+    try:
+        running = {pool.submit(work, job) for job in islice(left, num_in_flight)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(work, job) for job in islice(left, len(done))}
+            for future in done:
+                yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

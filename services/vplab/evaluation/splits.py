@@ -1,0 +1,63 @@
+"""Which images are learned from and which are tested: the same for every method, number of shots and seed.
+
+Orders come from sha256 of names, so they depend on nothing but the folder's names: not on a library's generator, nor on
+which methods and numbers of shots are asked for.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from vplab.errors import InvalidInput
+from vplab.evaluation.folder import LabelledFolder
+
+MIN_SHOT_PX = 32
+"""A shot shows at least this many pixels of every class: nobody teaches with a speck."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The split of one folder."""
+
+    test: tuple[str, ...]
+    """Tested images; no shot is among them."""
+    shots: dict[int, tuple[str, ...]]
+    """Seed to an order of shots; k shots are its first k, so they are nested. Every one shows every class."""
+
+    @property
+    def num_candidates(self) -> int:
+        """Return the largest number of shots."""
+        return min((len(order) for order in self.shots.values()), default=0)
+
+    @property
+    def test_digest(self) -> str:
+        """sha256 of the tested images' names."""
+        return hashlib.sha256("\n".join(self.test).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the split for people and programs."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def make_splits(folder: LabelledFolder, max_test: int, num_seeds: int) -> Splits:
+    """Split a folder: half of its images are tested, ``max_test`` at most; the others may become shots.
+
+    Further seeds leave the earlier ones as they are. Raises InvalidInput where no tested image shows a class.
+    """
+    order = _ordered(folder.images, "test")
+    test = order[: min(max_test, max(1, len(order) // 2))]
+    if not folder.options.is_segments:
+        for target in folder.classes:
+            if not any(folder.area_of(name, target) for name in test):
+                message = f"none of the {len(test)} tested images shows {target.name}: raise --max-test"
+                raise InvalidInput(message, field="--classes")
+    others = order[len(test) :]
+    candidates = [
+        name for name in others if all(folder.area_of(name, target) >= MIN_SHOT_PX for target in folder.classes)
+    ]
+    return Splits(tuple(sorted(test)), {seed: tuple(_ordered(candidates, f"seed {seed}")) for seed in range(num_seeds)})
+
+
+def _ordered(names: Iterable[str], salt: str) -> list[str]:
+    return sorted(names, key=lambda name: hashlib.sha256(f"{salt}\n{name}".encode()).digest())
