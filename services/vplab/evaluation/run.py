@@ -117,8 +117,9 @@ class Measuring:
         began = time.monotonic()
         if predictor is not None:
             try:
-                found = predictor.predict(image.image_rgb, image_name)
-                _check_size(found, image.labels, name)
+                answer = predictor.predict(image.image_rgb, image_name)
+                _check_size(answer, image.labels, name)
+                found = answer
             except _OF_THE_IMAGE as caught:
                 error = caught.message
         seconds = round(time.monotonic() - began, 4)

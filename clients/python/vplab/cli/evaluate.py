@@ -278,7 +278,10 @@ def _measure(plan: Plan, measuring: Measuring, services: Services | None) -> Non
 
 
 def _devices(client: Client) -> dict[str, Any]:
-    served = client.replica("segmentation").info().served_models
+    try:
+        served = client.replica("segmentation").info().served_models
+    except VPLabError:  # a gateway may not say what stands behind it
+        return {}
     return {"devices": sorted({model.device for model in served if model.device})}
 
 

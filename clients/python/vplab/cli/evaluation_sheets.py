@@ -14,6 +14,7 @@ from vplab.vision.label_images import read_labels
 
 _NUM_EACH = 4
 _CELL_PX = 320
+_MIN_CELL_PX = 160  # a narrower one has no room for the caption
 
 Labels = NDArray[np.uint8]
 Row = tuple[str, float, Path, Callable[[], tuple[NDArray[np.uint8], Labels]]]
@@ -78,8 +79,8 @@ def _write(rows: Sequence[Row], path: Path) -> None:
     rows = [row for row in rows if row[2].is_file()]
     if not rows:
         return
-    best = [*reversed(rows)][:_NUM_EACH]
-    worst = [row for row in rows if row not in best][:_NUM_EACH]
+    best = [*reversed(rows)][: min(_NUM_EACH, -(-len(rows) // 2))]
+    worst = rows[: min(_NUM_EACH, len(rows) - len(best))]
     cells = []
     for place, chosen in (("best", best), ("worst", worst)):
         for image, score, prediction, read in chosen:
@@ -87,8 +88,9 @@ def _write(rows: Sequence[Row], path: Path) -> None:
             drawn = (picture, overlay(picture, truth), overlay(picture, read_labels(prediction)))
             captions = (f"{place}: {image}", "truth", f"prediction, IoU {score:.2f}")
             cells += [Cell(thumbnail(view, _CELL_PX), caption) for view, caption in zip(drawn, captions, strict=True)]
+    side_px = max(max(cell.image_rgb.shape[:2]) for cell in cells)
     try:
-        save_picture(contact_sheet(cells, columns=6, cell_px=_CELL_PX), path)
+        save_picture(contact_sheet(cells, columns=6, cell_px=max(_MIN_CELL_PX, side_px)), path)
     except OSError as error:
         message = f"cannot write {path}: {error.strerror or error}"
         raise ResourceExhausted(message, reason="STORAGE_FULL") from error
