@@ -48,10 +48,8 @@ class Results:
 
     def add_fit(self, method: str, num_shots: int, seed: int, seconds: float) -> None:
         """Record how long learning took; information only."""
-        self.fit_s[method, num_shots, seed] = seconds
-        self.lines.append(
-            {"kind": "fit", "method": method, "num_shots": num_shots, "seed": seed, "seconds": round(seconds, 3)}
-        )
+        self.fit_s[method, num_shots, seed] = seconds = round(seconds, 4)
+        self.lines.append({"kind": "fit", "method": method, "num_shots": num_shots, "seed": seed, "seconds": seconds})
 
     def note_model(self, role: str, name: str, digest: str) -> None:
         """Record which version serves; figures of two versions must not be mixed. Raises FailedPrecondition."""
