@@ -117,6 +117,31 @@ class Site:
                 alias="production" if production else None,
             )
 
+    async def publish_adapter(
+        self, artifact_id: str, shift: float, *, base: Version | None = None, alias: str = "production"
+    ) -> Version:
+        """Publish an adapter that adds ``shift`` to every logit of the tiny segmenter, or says that it is for ``base``.
+
+        An empty alias moves none.
+        """
+        folder = self.folder / f"adapter-{uuid.uuid4().hex}"
+        tiny_models.write_adapter(folder, shift)
+        return await self.publish_adapter_files(folder, artifact_id, base=base, alias=alias)
+
+    async def publish_adapter_files(
+        self, folder: Path, artifact_id: str, *, base: Version | None = None, alias: str = "production"
+    ) -> Version:
+        """Publish a folder as an adapter version."""
+        async with AsyncClient(registry=self.registry_address, options=ClientOptions()) as client:
+            base = base or await client.registry.get_version("artifacts/tiny-segmenter")
+            return await client.registry.publish_files(
+                {path.name: path for path in folder.iterdir()},
+                artifact_id,
+                "adapter",
+                lineage=(Lineage("segmenter", base.name, base.digest),),
+                alias=alias or None,
+            )
+
     async def publish_tiny_models(self) -> tuple[Version, Version]:
         """Publish the tiny encoder and segmenter."""
         folder = self.folder / f"models-{uuid.uuid4().hex}"

@@ -95,6 +95,17 @@ def write_segmenter(folder: Path) -> None:
     (folder / "decoder.onnx").write_bytes(decoder_onnx())
 
 
+def write_adapter(folder: Path, shift: float) -> None:
+    """Write the files of an adapter version that serving reads: the decoder with ``shift`` merged into its weights."""
+    write_segmenter(folder)
+    model = onnx.load_from_string((folder / "decoder.onnx").read_bytes())
+    (offsets,) = (tensor for tensor in model.graph.initializer if tensor.name == "offsets")
+    offsets.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(offsets) + np.float32(shift), "offsets"))
+    (folder / "decoder.onnx").write_bytes(model.SerializeToString())
+    (folder / "adapter.json").write_text('{"method": "shift"}')
+    (folder / "adapter.safetensors").write_bytes(np.float32(shift).tobytes())
+
+
 class _Graph:
     """Collects nodes and constants; names are separated by spaces, and "-" stands for an input left out."""
 

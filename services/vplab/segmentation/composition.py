@@ -11,10 +11,12 @@ from vplab.runtime.background import Background
 from vplab.runtime.onnx_session import OnnxSettings
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
+from vplab.segmentation.adapters import Adapters
 from vplab.segmentation.backends.onnx_segmenters import OnnxSegmenterLoader
 from vplab.segmentation.config import SegmentationConfig
 from vplab.segmentation.core import SegmentationCore
 from vplab.segmentation.decode_queue import DecodeQueue, decode_batch
+from vplab.segmentation.followed_names import follow_aliases
 from vplab.segmentation.ports import Embedder, ModelSource, PromptSetStore
 from vplab.segmentation.prompt_sets import PromptSets
 from vplab.segmentation.segmenters import Segmenters
@@ -34,12 +36,14 @@ class SegmentationService:
 
     registration: Registration
     segmenters: Segmenters
+    adapters: Adapters
 
     def served_models(self) -> Sequence[ServedModel]:
-        """Return the loaded segmenters."""
+        """Return the loaded segmenters and adapters."""
         return [
-            ServedModel("segmenter", version.model.name, version.model.digest, aliases, loaded.device)
-            for version, loaded, aliases in self.segmenters.served()
+            ServedModel(role, version.model.name, version.model.digest, aliases, loaded.device)
+            for role, pool in (("segmenter", self.segmenters), ("adapter", self.adapters))
+            for version, loaded, aliases in pool.served()
         ]
 
 
@@ -68,8 +72,11 @@ async def open_segmentation(
         )
         queue.start()
         stack.push_async_callback(queue.close)
-        segmenters = Segmenters(source, OnnxSegmenterLoader(_onnx(config)), config.max_segmenters)
+        loader = OnnxSegmenterLoader(_onnx(config))
+        segmenters = Segmenters(source, loader, config.max_segmenters)
         stack.push_async_callback(segmenters.close)
+        adapters = Adapters(source, loader, config.adapter_cache_bytes)
+        stack.push_async_callback(adapters.close)
         targets = Targets(
             embedder,
             workers,
@@ -89,8 +96,8 @@ async def open_segmentation(
         )
         stack.callback(prompt_sets.close)
         core = SegmentationCore(
-            source,
             segmenters,
+            adapters,
             prompt_sets,
             targets,
             queue,
@@ -101,7 +108,7 @@ async def open_segmentation(
         )
         background = Background()
         stack.push_async_callback(background.close)
-        background.start("aliases", segmenters.follow())
+        background.start("aliases", follow_aliases(source, (segmenters.moved, adapters.moved)))
         if config.preload:
             background.start("preload", segmenters.preload(config.default_segmenter))
         servicer = SegmentationServicer(core, config.stream_frames_at_once)
@@ -109,7 +116,7 @@ async def open_segmentation(
         def add(server: Any) -> None:
             pb_grpc.add_SegmentationServiceServicer_to_server(servicer, server)
 
-        yield SegmentationService(Registration(SERVICE_NAME, add), segmenters)
+        yield SegmentationService(Registration(SERVICE_NAME, add), segmenters, adapters)
 
 
 def _onnx(config: SegmentationConfig) -> OnnxSettings:

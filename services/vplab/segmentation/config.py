@@ -34,6 +34,10 @@ class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
     max_segmenters: Count = 4
     """Segmenters in memory; the least recently used leave."""
 
+    adapter_cache_bytes: Annotated[int, Field(ge=0)] = 512 * MIB
+    """Bound of the adapters in memory, about 20 MiB each for the nano segmenter; the least recently used leave. The one
+    in use is kept even when it alone exceeds it."""
+
     embedding_precision: Literal["float16", "float32"] = "float16"
     """Precision of the embeddings asked for. float16 halves memory and wire and moves logits by about 0.01; float32
     equals segment-anything."""

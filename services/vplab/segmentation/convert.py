@@ -353,6 +353,7 @@ def _provenance(provenance: Provenance) -> vision_pb2.Provenance:
         segmenter=_model(provenance.segmenter),
         image_encoder=_model(provenance.image_encoder),
         feature_encoder=part(provenance.feature_encoder),
+        adapter=part(provenance.adapter),
         prompt_set=part(provenance.prompt_set),
         image_digest=provenance.image_digest,
         software=software(),

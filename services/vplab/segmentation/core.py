@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 
 from vplab.errors import InvalidInput
 from vplab.segmentation import metrics
+from vplab.segmentation.adapters import Adapters
 from vplab.segmentation.decode_queue import DecodeQueue, QueueDecoder, Urgency, decode
-from vplab.segmentation.errors import AdapterBaseMismatch, AdapterNotApplied, AnswerTooLarge, ModelMismatch
-from vplab.segmentation.ports import ModelSource
+from vplab.segmentation.errors import AnswerTooLarge, ModelMismatch
+from vplab.segmentation.ports import LoadedSegmenter
 from vplab.segmentation.prompt_sets import PromptSets
 from vplab.segmentation.segmenters import Segmenters
 from vplab.segmentation.targets import IMAGE_EMBEDDING, Targets, check_embedding
 from vplab.segmentation.values import (
+    AdapterVersion,
+    Chosen,
     ClassFinding,
     EncoderVersion,
     ImageInput,
@@ -38,6 +41,7 @@ from vplab.vision.pipeline.decoding import PromptDecoder
 from vplab.vision.pipeline.segment import ClassSegmentation, SegmentOptions, segment_class
 from vplab.vision.preprocessing import FrameTransform, frame_transform
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, group_by_token_count, prompt_tokens
+from vplab.vision.specs import SegmenterSpec
 
 
 class SegmentationCore:
@@ -45,8 +49,8 @@ class SegmentationCore:
 
     def __init__(
         self,
-        source: ModelSource,
         segmenters: Segmenters,
+        adapters: Adapters,
         prompt_sets: PromptSets,
         targets: Targets,
         queue: DecodeQueue,
@@ -57,8 +61,8 @@ class SegmentationCore:
         max_logits_bytes: int,
     ) -> None:
         """refines: ``auto``, ``always`` or ``never``. max_logits_bytes: most that the logits of one answer may take."""
-        self._source = source
         self._segmenters = segmenters
+        self._adapters = adapters
         self.prompt_sets = prompt_sets
         self._targets = targets
         self._queue = queue
@@ -84,71 +88,65 @@ class SegmentationCore:
         ModelMismatch, AdapterBaseMismatch, AnswerTooLarge, and what the queue raises.
         """
         version = await self._segmenters.resolve(segmenter or self._default_segmenter)
-        await self.check_adapter(adapter, version)
-        num_logits = len(prompts) * _num_masks(version, multimask) * int(np.prod(version.spec.low_res_hw))
+        adapted = await self._adapters.resolve(adapter, version) if adapter else None
+        spec = version.spec if adapted is None else adapted.spec
+        num_logits = len(prompts) * _num_masks(spec, multimask) * int(np.prod(spec.low_res_hw))
         if includes_logits and 4 * num_logits > self._max_logits_bytes:
             raise AnswerTooLarge(4 * num_logits, self._max_logits_bytes)
         encoder = await self._image_encoder(version)
-        loaded = await self._segmenters.get(version)
+        loaded = await self._decoder(version, adapted)
         embedded = (await self._targets.embed(image, {encoder.model: [IMAGE_EMBEDDING]}))[encoder.model]
-        embedding = check_embedding(embedded, IMAGE_EMBEDDING, version.spec.embedding_shape)
+        embedding = check_embedding(embedded, IMAGE_EMBEDDING, spec.embedding_shape)
         transform = frame_transform(embedded.image_hw, encoder.spec.preprocessing)
-        tokens = await self._workers.run(lambda: _tokens(prompts, transform, version))
+        tokens = await self._workers.run(lambda: _tokens(prompts, transform, spec))
         planes: list[tuple[NDArray[np.float32], NDArray[np.float32]] | None] = [None] * len(prompts)
         for members in group_by_token_count(tokens).values():
             group = [tokens[m] for m in members]
-            logits, ious = await decode(self._queue, loaded, version.spec, embedding, group, urgency)
+            logits, ious = await decode(self._queue, loaded, spec, embedding, group, urgency)
             for member, one_logits, one_ious in zip(members, logits, ious, strict=True):
-                chosen = slice(1, None) if multimask and version.spec.num_planes > 1 else slice(0, 1)
+                chosen = slice(1, None) if multimask and spec.num_planes > 1 else slice(0, 1)
                 planes[member] = (one_logits[chosen].copy(), one_ious[chosen].copy())
         found = [p for p in planes if p is not None]
         objects = await self._workers.run(
-            lambda: tuple(_masks(logits, ious, transform, version.spec.mask_threshold) for logits, ious in found)
+            lambda: tuple(_masks(logits, ious, transform, spec.mask_threshold) for logits, ious in found)
         )
-        provenance = Provenance(embedded.image_digest, version.model, encoder.model)
+        provenance = Provenance(
+            embedded.image_digest, version.model, encoder.model, adapter=None if adapted is None else adapted.model
+        )
         return Prediction(objects, embedded.image_hw, provenance)
 
-    async def check_adapter(self, adapter: str, version: SegmenterVersion) -> None:
-        """Refuse an adapter that cannot be applied; an empty name is none.
+    async def choose(self, prompt_set: str, adapter: str) -> Chosen:
+        """Return what to segment with, once it is certain that the models fit together and the adapter can be run.
 
-        Raises NotFound, ModelUnsupported, AdapterBaseMismatch, AdapterNotApplied.
+        prompt_set, adapter: full names; an empty adapter is the base segmenter.
+        Raises NotFound, ModelUnsupported, ModelMismatch, AdapterBaseMismatch, DataLoss.
         """
+        found = await self.prompt_sets.get(prompt_set)
+        version = await self._segmenter_of(found)
         if not adapter:
-            return
-        found = await self._source.find_adapter(adapter)
-        if found.segmenter_digest != version.model.digest:
-            raise AdapterBaseMismatch(found.model.name, expected=found.segmenter_digest, actual=version.model.digest)
-        raise AdapterNotApplied(found.model.name)
+            return Chosen(found, None)
+        adapted = await self._adapters.resolve(adapter, version)
+        await self._adapters.get(adapted)
+        return Chosen(found, adapted)
 
-    async def find_prompt_set(self, name: str, adapter: str) -> PromptSet:
-        """Return the prompt set to segment with, once it is certain that its models and the adapter fit.
-
-        Raises NotFound, ModelUnsupported, ModelMismatch, AdapterBaseMismatch.
-        """
-        prompt_set = await self.prompt_sets.get(name)
-        version = await self._segmenter_of(prompt_set)
-        await self.check_adapter(adapter, version)
-        return prompt_set
-
-    async def segment(
-        self, image: ImageInput, prompt_set: PromptSet, options: Options, urgency: Urgency
-    ) -> Segmentation:
+    async def segment(self, image: ImageInput, chosen: Chosen, options: Options, urgency: Urgency) -> Segmentation:
         """Find the classes of a prompt set in an image.
 
         options: what the caller said; the prompt set's are their defaults. Deterministic for equal input and seed.
         Raises as predict_masks, and InvalidInput for an image of too many tiles.
         """
-        began = time.monotonic()
+        began, prompt_set, adapter = time.monotonic(), chosen.prompt_set, chosen.adapter
         options = self.prompt_sets.effective(options.over(prompt_set.content.options))
         version = await self._segmenter_of(prompt_set)
         image_encoder = await self._image_encoder(version)
         feature_encoder = await self._segmenters.encoder(prompt_set.feature_encoder.name)
-        loaded = await self._segmenters.get(version)
+        spec = version.spec if adapter is None else adapter.spec
+        loaded = await self._decoder(version, adapter)
         references = await self.prompt_sets.references(prompt_set, options)
         target = await self._targets.open(image, image_encoder, feature_encoder, options.tile_side or 0)
         embedded = time.monotonic()
-        decoder = QueueDecoder(self._queue, version, loaded, image_encoder.spec.preprocessing, target, urgency)
-        refines = self._refines == "always" or (self._refines == "auto" and version.spec.prompt_raster is None)
+        decoder = QueueDecoder(self._queue, spec, loaded, image_encoder.spec.preprocessing, target, urgency)
+        refines = self._refines == "always" or (self._refines == "auto" and spec.prompt_raster is None)
         work = _Work(prompt_set, references, target, options, refines)
         try:
             findings, match_s = await self._workers.run(lambda: work.run(decoder))
@@ -159,7 +157,12 @@ class SegmentationCore:
         timings = Timings(embedded - began, match_s, ended - embedded - match_s, ended - began)
         _observe(timings)
         provenance = Provenance(
-            target.image_digest, version.model, image_encoder.model, feature_encoder.model, prompt_set.model
+            target.image_digest,
+            version.model,
+            image_encoder.model,
+            feature_encoder.model,
+            prompt_set.model,
+            None if adapter is None else adapter.model,
         )
         return Segmentation(findings, target.image_hw, provenance, timings, options)
 
@@ -172,6 +175,9 @@ class SegmentationCore:
                 actual=version.model.digest,
             )
         return version
+
+    async def _decoder(self, version: SegmenterVersion, adapter: AdapterVersion | None) -> LoadedSegmenter:
+        return await (self._segmenters.get(version) if adapter is None else self._adapters.get(adapter))
 
     async def _image_encoder(self, version: SegmenterVersion) -> EncoderVersion:
         encoder = await self._segmenters.encoder(version.image_encoder.name)
@@ -234,20 +240,18 @@ class _Work:
         )
 
 
-def _num_masks(version: SegmenterVersion, multimask: bool) -> int:
-    return max(1, version.spec.num_planes - 1) if multimask else 1
+def _num_masks(spec: SegmenterSpec, multimask: bool) -> int:
+    return max(1, spec.num_planes - 1) if multimask else 1
 
 
-def _tokens(
-    prompts: Sequence[ObjectPrompt], transform: FrameTransform, version: SegmenterVersion
-) -> list[PromptTokens]:
+def _tokens(prompts: Sequence[ObjectPrompt], transform: FrameTransform, spec: SegmenterSpec) -> list[PromptTokens]:
     tokens = []
     for index, prompt in enumerate(prompts):
         try:
-            prompt.check(transform.original_hw, version.spec.low_res_hw)
+            prompt.check(transform.original_hw, spec.low_res_hw)
         except InvalidInput as error:
             raise error.under(f"prompts[{index}]") from error
-        tokens.append(prompt_tokens(prompt, transform, version.spec))
+        tokens.append(prompt_tokens(prompt, transform, spec))
     return tokens
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vplab.errors import Cancelled, Unavailable
 from vplab.runtime.device_queue import DeviceQueue, Priority
 from vplab.segmentation.ports import LoadedSegmenter
-from vplab.segmentation.values import SegmenterVersion, Target
+from vplab.segmentation.values import Target
 from vplab.vision.pipeline.decoding import CHUNK
 from vplab.vision.preprocessing import FrameTransform, frame_transform
 from vplab.vision.prompts import PromptTokens
@@ -104,14 +104,14 @@ class QueueDecoder:
     def __init__(
         self,
         queue: DecodeQueue,
-        version: SegmenterVersion,
+        spec: SegmenterSpec,
         segmenter: LoadedSegmenter,
         preprocessing: Preprocessing,
         target: Target,
         urgency: Urgency,
     ) -> None:
         self._queue = queue
-        self._version = version
+        self.spec = spec
         self._segmenter = segmenter
         self._preprocessing = preprocessing
         self._target = target
@@ -120,10 +120,6 @@ class QueueDecoder:
         self._lock = threading.Lock()
         self._is_cancelled = False
         self._waiting: Future[Decoded] | None = None
-
-    @property
-    def spec(self) -> SegmenterSpec:
-        return self._version.spec
 
     def transform(self, tile: int) -> FrameTransform:
         return frame_transform(self._target.patches.tiles[tile].area.size_hw, self._preprocessing)

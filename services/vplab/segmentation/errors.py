@@ -1,6 +1,6 @@
 """The failures that only this service has."""
 
-from vplab.errors import FailedPrecondition, InvalidInput, NotFound, ResourceExhausted, Unimplemented
+from vplab.errors import FailedPrecondition, InvalidInput, NotFound, ResourceExhausted
 
 
 class EmbeddingNotCached(NotFound):
@@ -38,13 +38,6 @@ class AdapterBaseMismatch(FailedPrecondition):
     def __init__(self, adapter: str, *, expected: str, actual: str) -> None:
         message = f"{adapter} was made for segmenter {expected[:12]}, this one is {actual[:12]}"
         super().__init__(message, metadata={"adapter": adapter, "expected": expected, "actual": actual})
-
-
-class AdapterNotApplied(Unimplemented):
-    """An adapter fits, but this server has no way to apply one."""
-
-    def __init__(self, adapter: str) -> None:
-        super().__init__(f"{adapter} fits the segmenter, but this server cannot apply adapters yet; leave it out")
 
 
 class AnswerTooLarge(ResourceExhausted):

@@ -10,6 +10,7 @@ CACHE_LOOKUPS: Final = Counter(
 CACHE_BYTES: Final = Gauge("vplab_segmentation_cache_bytes", "Bytes kept in this process.", ("cache",))
 STAGE_SECONDS: Final = Histogram("vplab_segmentation_stage_seconds", "Seconds of SegmentImage's stages.", ("stage",))
 SEGMENTERS_LOADED: Final = Gauge("vplab_segmentation_segmenters_loaded", "Segmenters in memory.")
+ADAPTERS_LOADED: Final = Gauge("vplab_segmentation_adapters_loaded", "Adapters in memory.")
 ALIAS_MOVES: Final = Counter("vplab_segmentation_alias_moves", "Aliases that moved, by outcome.", ("outcome",))
 FRAMES: Final = Counter("vplab_segmentation_frames", "Frames of streams, by outcome.", ("outcome",))
 FRAMES_HELD: Final = Gauge("vplab_segmentation_frames_held", "Frames held by all streams, answers included.")

@@ -43,10 +43,13 @@ class ModelSource(Protocol):
         ...
 
     async def find_adapter(self, name: str) -> AdapterVersion:
-        """Return an adapter. Raises NotFound, ModelUnsupported if it is none, Unavailable."""
+        """Return the adapter that a version or alias name means now; without the registry, the last one known.
+
+        Raises NotFound, ModelUnsupported if it is none or lacks a file, Unavailable.
+        """
         ...
 
-    def files(self, version: SegmenterVersion) -> AbstractAsyncContextManager[Path]:
+    def files(self, model: ModelRef) -> AbstractAsyncContextManager[Path]:
         """Give a folder with the version's files, each verified against its digest, for as long as the context lasts.
 
         Raises NotFound, Unavailable, DataLoss if a file does not have its digest.
@@ -114,6 +117,11 @@ class LoadedSegmenter(Protocol):
         """Where it runs: ``cpu``, ``cuda:0``."""
         ...
 
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes of memory."""
+        ...
+
     def run(
         self,
         image_embedding: NDArray[np.float32],
@@ -134,9 +142,9 @@ class LoadedSegmenter(Protocol):
 class SegmenterLoader(Protocol):
     """Turns files into a graph in memory."""
 
-    def load(self, name: str, folder: Path, spec: SegmenterSpec) -> LoadedSegmenter:
+    def load(self, name: str, role: str, folder: Path, spec: SegmenterSpec) -> LoadedSegmenter:
         """Load a graph, run it once and check its outputs; slow, called beside the thread that serves.
 
-        Raises ModelUnsupported if the graph is not what the spec says.
+        name, role: for errors, such as ``an adapter``. Raises ModelUnsupported if the graph is not what the spec says.
         """
         ...

@@ -16,7 +16,7 @@ from vplab.segmentation import convert, metrics
 from vplab.segmentation.core import SegmentationCore
 from vplab.segmentation.decode_queue import Urgency
 from vplab.segmentation.streams import Dropped, FrameStream
-from vplab.segmentation.values import Options, PromptSet
+from vplab.segmentation.values import Chosen, Options
 
 _log = structlog.get_logger(__name__)
 
@@ -67,8 +67,8 @@ class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
         name = convert.prompt_set_name(request.prompt_set, field="prompt_set")
         adapter = convert.model_name(request.adapter, field="adapter")
         options = convert.options(request.options, field="options")
-        prompt_set = await self._core.find_prompt_set(name, adapter)
-        found = await self._core.segment(image, prompt_set, options, _urgency(Priority.INLINE))
+        chosen = await self._core.choose(name, adapter)
+        found = await self._core.segment(image, chosen, options, _urgency(Priority.INLINE))
         return await asyncio.to_thread(convert.segment_response, found)
 
     async def SegmentImages(
@@ -80,11 +80,11 @@ class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
         options = convert.options(config.options, field="config.options")
         policy = convert.drop_policy(config.drop_policy, field="config.drop_policy")
         max_in_flight = convert.max_in_flight(config.max_in_flight, field="config.max_in_flight")
-        prompt_set = await self._core.find_prompt_set(name, adapter)
+        chosen = await self._core.choose(name, adapter)
         urgency = _urgency(Priority.INLINE)
 
         async def work(frame: pb.Frame) -> pb.SegmentImagesResponse:
-            return await self._answer(frame, prompt_set, options, urgency)
+            return await self._answer(frame, chosen, options, urgency)
 
         stream = FrameStream(
             work,
@@ -101,7 +101,7 @@ class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
                 yield answer
 
     async def _answer(
-        self, frame: pb.Frame, prompt_set: PromptSet, options: Options, urgency: Urgency
+        self, frame: pb.Frame, chosen: Chosen, options: Options, urgency: Urgency
     ) -> pb.SegmentImagesResponse:
         try:
             if not 1 <= len(frame.frame_id) <= convert.MAX_NAME:
@@ -109,7 +109,7 @@ class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
             image = convert.image(frame.image, field="frame.image")
             while True:
                 try:
-                    found = await self._core.segment(image, prompt_set, options, urgency)
+                    found = await self._core.segment(image, chosen, options, urgency)
                     break
                 except ResourceExhausted as error:
                     # A single call would be refused; a stream is held up, or drops, by not being read.

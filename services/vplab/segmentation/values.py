@@ -73,10 +73,13 @@ class EncoderVersion:
 
 @dataclass(frozen=True)
 class AdapterVersion:
-    """An adapter and the segmenter it was made for."""
+    """An adapter that can be loaded: its graph is the segmenter's with the adapter merged in."""
 
     model: ModelRef
-    segmenter_digest: str
+    spec: SegmenterSpec
+    """What the merged graph obeys."""
+    segmenter: ModelRef
+    """The segmenter it was made for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +206,15 @@ class PromptSet:
     create_time: datetime | None
 
 
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The versions that a call, or a whole stream, segments with."""
+
+    prompt_set: PromptSet
+    adapter: AdapterVersion | None
+    """None is the base segmenter."""
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Everything that determined a result."""
@@ -212,6 +224,7 @@ class Provenance:
     image_encoder: ModelRef
     feature_encoder: ModelRef | None = None
     prompt_set: ModelRef | None = None
+    adapter: ModelRef | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,7 @@ import pytest
 from fakes.segmentation_site import RED, Serving, Site, as_png, iou, scene
 from fakes.tiny_models import LOW_RES
 from vplab.client import DigestImage, ObjectPrompt
-from vplab.client.registry.values import Lineage
-from vplab.errors import FailedPrecondition, InvalidInput, NotFound, ResourceExhausted, Unimplemented
+from vplab.errors import FailedPrecondition, InvalidInput, NotFound, ResourceExhausted
 from vplab.segmentation import metrics
 
 PICTURE, MASK = scene((60, 50, 20, RED))
@@ -140,29 +139,6 @@ async def test_models_that_do_not_fit_are_refused_with_their_reason(serving: Ser
     with pytest.raises(InvalidInput) as malformed:
         await predict(PNG, click(1, 1), segmenter="tiny-segmenter")
     assert malformed.value.violations[0].field == "models.segmenter"
-
-
-async def test_adapters_are_refused_as_the_contract_says(serving: Serving, site: Site) -> None:
-    registry = serving.client.registry
-    own = await registry.get_version("artifacts/tiny-segmenter")
-    other = await registry.get_version("artifacts/tiny-encoder")
-    file = site.folder / "adapter.safetensors"
-    file.write_bytes(b"no weights")
-    for name, base in (("fitting", own), ("foreign", other)):
-        lineage = [Lineage("segmenter", base.name, base.digest)]
-        await registry.publish_files(
-            {"adapter.safetensors": file}, name, "adapter", lineage=lineage, alias="production"
-        )
-    with pytest.raises(FailedPrecondition) as mismatch:
-        await serving.client.segmentation.predict_masks(PNG, click(1, 1), adapter="artifacts/foreign")
-    assert mismatch.value.reason == "ADAPTER_BASE_MISMATCH"
-    assert mismatch.value.metadata["expected"] == other.digest
-    assert mismatch.value.metadata["actual"] == own.digest
-    with pytest.raises(Unimplemented):
-        await serving.client.segmentation.predict_masks(PNG, click(1, 1), adapter="artifacts/fitting")
-    with pytest.raises(FailedPrecondition) as no_adapter:
-        await serving.client.segmentation.predict_masks(PNG, click(1, 1), adapter="artifacts/tiny-encoder")
-    assert no_adapter.value.reason == "MODEL_UNSUPPORTED"
 
 
 async def test_logits_that_exceed_a_message_are_refused_before_work(site: Site) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vplab.errors import Cancelled
 from vplab.runtime.device_queue import Priority
 from vplab.segmentation.decode_queue import DecodeItem, DecodeQueue, QueueDecoder, Urgency, decode, decode_batch
-from vplab.segmentation.values import ModelRef, SegmenterVersion, Target
+from vplab.segmentation.values import Target
 from vplab.vision.matching import PatchFeatures, TargetPatches
 from vplab.vision.preprocessing import FrameTransform
 from vplab.vision.prompts import PromptTokens
@@ -97,9 +97,8 @@ def target() -> Target:
 
 async def test_a_thread_waits_for_the_queue_and_a_caller_that_left_ends_it() -> None:
     queue, segmenter = make_queue(), CountingSegmenter()
-    model = ModelRef("artifacts/t/versions/1", "d")
     preprocessing = Preprocessing(resize="longest_side", size=64, mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
-    decoder = QueueDecoder(queue, SegmenterVersion(model, SPEC, model), segmenter, preprocessing, target(), URGENCY)
+    decoder = QueueDecoder(queue, SPEC, segmenter, preprocessing, target(), URGENCY)
     logits, _ = await asyncio.to_thread(decoder.decode, 0, [tokens(1)])
     assert logits[0, 0, 0, 0] == 8
     assert decoder.transform(0) == FrameTransform((64, 64), (64, 64), (64, 64))
@@ -111,10 +110,8 @@ async def test_a_thread_waits_for_the_queue_and_a_caller_that_left_ends_it() -> 
 
 async def test_a_call_that_waits_leaves_the_queue_with_its_caller() -> None:
     queue = DecodeQueue(decode_batch, name="idle", capacity=16, batch_key=lambda i: i.batch_key)  # never started
-    model = ModelRef("artifacts/t/versions/1", "d")
     preprocessing = Preprocessing(resize="longest_side", size=64, mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
-    version = SegmenterVersion(model, SPEC, model)
-    decoder = QueueDecoder(queue, version, CountingSegmenter(), preprocessing, target(), URGENCY)
+    decoder = QueueDecoder(queue, SPEC, CountingSegmenter(), preprocessing, target(), URGENCY)
     thread = asyncio.create_task(asyncio.to_thread(decoder.decode, 0, [tokens(1)]))
     while not queue.depth:
         await asyncio.sleep(0.001)

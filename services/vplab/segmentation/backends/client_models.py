@@ -64,19 +64,29 @@ class ClientModels:
         return found
 
     async def find_adapter(self, name: str) -> AdapterVersion:
-        """Read what an adapter was made for."""
-        version = await self._registry.get_version(name)
-        if version.kind != "adapter":
-            raise ModelUnsupported(version.name, _ADAPTER, f"it is a {version.kind}")
-        segmenter = _lineage(version.name, _ADAPTER, version.manifest, "segmenter")
-        return AdapterVersion(ModelRef(version.name, version.digest), segmenter.digest)
+        """Resolve a name and have its files on this machine; what is no adapter is not fetched, it may be large."""
+        try:
+            version = await self._registry.get_version(name)
+            if version.kind != "adapter":
+                raise ModelUnsupported(version.name, _ADAPTER, f"it is a {version.kind}")
+        except (Unavailable, DeadlineExceeded):
+            _log.warning("registry_unavailable", name=name)  # then the version that the name led to last
+        async with self._reading(name) as snapshot:
+            data = await asyncio.to_thread(_read_spec, snapshot)
+            spec = _spec(snapshot.version_name, _ADAPTER, data)
+            if not isinstance(spec, SegmenterSpec):
+                raise ModelUnsupported(snapshot.version_name, _ADAPTER, f"its {_SPEC_FILE} is that of an {spec.kind}")
+            base = _lineage(snapshot.version_name, _ADAPTER, snapshot.manifest, "segmenter")
+            return AdapterVersion(
+                ModelRef(snapshot.version_name, snapshot.digest), spec, ModelRef(base.version, base.digest)
+            )
 
     @asynccontextmanager
-    async def files(self, version: SegmenterVersion) -> AsyncIterator[Path]:
+    async def files(self, model: ModelRef) -> AsyncIterator[Path]:
         """Keep a version's files on disk while they are read."""
-        async with self._reading(version.model.name) as snapshot:
-            if snapshot.digest != version.model.digest:
-                raise Unavailable(f"{version.model.name} has another digest now than a moment ago")
+        async with self._reading(model.name) as snapshot:
+            if snapshot.digest != model.digest:
+                raise Unavailable(f"{model.name} has another digest now than a moment ago")
             yield snapshot.folder
 
     async def moved_aliases(self) -> AsyncIterator[str]:
