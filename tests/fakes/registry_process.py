@@ -1,7 +1,9 @@
 """A real registry on a folder, to be stopped and started again."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,3 +40,35 @@ def registry_config(folder: Path, **changes: object) -> RegistryConfig:
         "drain_grace_s": 0.2,
     }
     return RegistryConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+@contextmanager
+def registry_in_a_thread(folder: Path) -> Iterator[str]:
+    """Serve for programs that have an event loop of their own; gives the address."""
+    loop, stop, addresses = asyncio.new_event_loop(), asyncio.Event(), list[str]()
+    ready = threading.Event()
+
+    async def serve() -> None:
+        try:
+            async with RegistryProcess(registry_config(folder)).running() as server:
+                addresses.append(server.address)
+                ready.set()
+                await stop.wait()
+        finally:
+            ready.set()
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(serve())
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=run, name="registry")
+    thread.start()
+    ready.wait()
+    try:
+        yield addresses[0]
+    finally:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+        thread.join()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vplab.cli import exit_codes, models, running
+from vplab.cli import dataset, exit_codes, models, running
 from vplab.cli.connection import Where
 from vplab.cli.demo import demo
 from vplab.cli.evaluate import evaluate
@@ -82,6 +82,7 @@ app.command()(prompt)
 app.command()(segment)
 app.command()(serve)
 app.command()(status)
+app.add_typer(dataset.app, name="dataset")
 app.add_typer(models.app, name="models")
 
 
