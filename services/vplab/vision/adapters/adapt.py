@@ -4,15 +4,17 @@ Any number of adapters can stand beside one decoder; each holds its own few tens
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vplab.errors import InvalidInput
 from vplab.vision.adapters.methods import parts_of
 from vplab.vision.adapters.part import Part, Site
-from vplab.vision.adapters.spec import AdapterSpec
+from vplab.vision.adapters.quantized import frozen_linear, restore_linears
+from vplab.vision.adapters.spec import AdapterSpec, HqTokenSpec
 from vplab.vision.adapters.tensors import AdapterTensors, Tensors
 from vplab.vision.adapters.walk import decode_adapted, linear_sites
 from vplab.vision.sam.onnx_decoder import PromptDecoder
@@ -41,6 +43,8 @@ class AdaptedDecoder(nn.Module):
         self.spec = spec
         self.parts = tuple(parts)
         self.adapter = AdapterTensors(tensors)
+        for part in self.parts:
+            part.prepare(base.mask_decoder, self.adapter.named())
 
     def forward(
         self,
@@ -50,10 +54,16 @@ class AdaptedDecoder(nn.Module):
         point_labels: Tensor,
         mask_input: Tensor,
         has_mask_input: Tensor,
+        early_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Decode prompts; shapes as in ``PromptDecoder.forward``."""
+        """Decode prompts; shapes as in ``PromptDecoder.forward``.
+
+        early_features: (B, E, h, w) float32 on the embedding's grid, if the spec has ``early_channels`` E, else None.
+        Raises InvalidInput (field ``early_features``) when they are missing, unwanted or of another width.
+        """
+        _check_early(early_features, self.early_channels)
         inputs = (image_embedding, image_index, point_coords, point_labels, mask_input, has_mask_input)
-        return decode_adapted(self.base, self.parts, self.adapter.named(), inputs)
+        return decode_adapted(self.base, self.parts, self.adapter.named(), inputs, early_features, self.training)
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over what trains."""
@@ -68,6 +78,19 @@ class AdaptedDecoder(nn.Module):
         self.adapter.load(state)
 
     @property
+    def early_channels(self) -> int | None:
+        """Channels of the early encoder feature that the adapter asks for, or None."""
+        return self.spec.early_channels if isinstance(self.spec, HqTokenSpec) else None
+
+    @property
+    def base_bytes(self) -> int:
+        """Memory of the frozen mask decoder's tensors, which adapters of one decoder share unless they change them."""
+        own = {id(value) for value in self.adapter_parameters()}
+        decoder = self.base.mask_decoder
+        frozen = [value for value in (*decoder.parameters(), *decoder.buffers()) if id(value) not in own]
+        return sum(value.numel() * value.element_size() for value in frozen)
+
+    @property
     def num_adapter_parameters(self) -> int:
         """Numbers in the adapter's tensors."""
         return sum(value.numel() for value in self.adapter_parameters())
@@ -78,7 +101,7 @@ class AdaptedDecoder(nn.Module):
 
         It has the inputs and outputs of this one; a PromptDecoder when nothing stays beside the weights.
         """
-        base = frozen_view(self.base)
+        base = frozen_view(self.base, copied={id(value) for value in self.adapter_parameters()})
         tensors = self.adapter_state()
         for name, layer in linear_sites(base.mask_decoder).items():
             weight: Tensor = layer.weight
@@ -86,7 +109,8 @@ class AdaptedDecoder(nn.Module):
             for part in self.parts:
                 weight, bias = part.fold(tensors, Site(name, layer), weight, bias)
             if weight is not layer.weight or bias is not layer.bias:
-                base.mask_decoder.transformer.set_submodule(name, _frozen_linear(weight, bias))
+                base.mask_decoder.transformer.set_submodule(name, frozen_linear(weight, bias))
+        restore_linears(base.mask_decoder)
         parts = [rest for part in self.parts if (rest := part.after_folding()) is not None]
         if not parts:
             return base.train(self.training)
@@ -94,9 +118,15 @@ class AdaptedDecoder(nn.Module):
         return AdaptedDecoder(base, self.spec, parts, needed).train(self.training)
 
 
-def frozen_view(decoder: PromptDecoder) -> PromptDecoder:
-    """Return a decoder of its own modules whose weights are those of ``decoder``, not copied, and do not train."""
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in decoder.parameters()}
+def frozen_view(decoder: PromptDecoder, copied: Collection[int] = ()) -> PromptDecoder:
+    """Return a decoder of its own modules whose weights are those of ``decoder`` and do not train.
+
+    Weights are shared, but for those whose ``id`` is in ``copied``.
+    """
+    shared: dict[int, Any] = {}
+    for value in decoder.parameters():
+        data = value.detach().clone() if id(value) in copied else value.detach()
+        shared[id(value)] = nn.Parameter(data, requires_grad=False)
     shared |= {id(b): b for b in decoder.buffers()}
     return copy.deepcopy(decoder, shared)
 
@@ -107,9 +137,10 @@ def _initial(parts: Sequence[Part], seed: int) -> dict[str, Tensor]:
         return {name: value for part in parts for name, value in part.initial().items()}
 
 
-def _frozen_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer
+def _check_early(features: Tensor | None, channels: int | None) -> None:
+    given = None if features is None else features.shape[1]
+    if given != channels:
+        raise InvalidInput(
+            f"the adapter is made for {channels or 'no'} early feature channels, not {given or 'none'}",
+            field="early_features",
+        )

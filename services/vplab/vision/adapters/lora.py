@@ -18,30 +18,31 @@ class Lora(Part):
     """W x + (alpha / rank) B A x. Tensors ``lora.<site>.down`` A (R, in) and ``lora.<site>.up`` B (out, R)."""
 
     def __init__(self, spec: LoraSpec, sites: Mapping[str, nn.Linear], prefix: str = "lora") -> None:
-        self.targets = {name: sites[name] for name in match_targets(sites, spec.targets, "targets")}
+        names = match_targets(sites, spec.targets, "targets")
+        self.sizes = {name: (sites[name].in_features, sites[name].out_features) for name in names}
         self.rank, self.scale, self.prefix = spec.rank, spec.alpha / spec.rank, prefix
 
     def initial(self) -> dict[str, Tensor]:
         tensors = {}
-        for name, layer in self.targets.items():
-            down = torch.empty(self.rank, layer.in_features)
+        for name, (width, height) in self.sizes.items():
+            down = torch.empty(self.rank, width)
             tensors[f"{self.prefix}.{name}.down"] = nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-            tensors[f"{self.prefix}.{name}.up"] = torch.zeros(layer.out_features, self.rank)
+            tensors[f"{self.prefix}.{name}.up"] = torch.zeros(height, self.rank)
         return tensors
 
     def linear(self, tensors: Tensors, site: Site, x: Tensor, inner: Linear) -> Tensor:
-        if site.name not in self.targets:
+        if site.name not in self.sizes:
             return inner(x)
         down, up = self._pair(tensors, site.name)
         return inner(x) + affine(affine(x, down), up) * self.scale
 
     def fold(self, tensors: Tensors, site: Site, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        if site.name not in self.targets:
+        if site.name not in self.sizes:
             return weight, bias
         down, up = self._pair(tensors, site.name)
         return weight + up @ down * self.scale, bias
 
-    def after_folding(self) -> None:
+    def after_folding(self) -> Part | None:
         return None
 
     def _pair(self, tensors: Tensors, site: str) -> tuple[Tensor, Tensor]:

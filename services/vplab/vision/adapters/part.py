@@ -8,6 +8,7 @@ trains one adapter and serves a batch that mixes a hundred.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from segment_anything.modeling import MaskDecoder
 from torch import Tensor, nn
 
 from vplab.errors import InvalidInput
@@ -39,9 +40,11 @@ class PlaneInputs:
     image_embedding: Tensor
     """(B, C, h, w) as the encoder gave it."""
     early_features: Tensor | None
-    """(B, E, h, w) of an early encoder block, where the caller has them."""
+    """(B, E, h, w) of an early encoder block, for an adapter that is made with some."""
     image_index: Tensor
     """(N,) int64, the image of each prompt."""
+    is_training: bool
+    """Whether the module is in training mode."""
 
 
 class Part:
@@ -50,6 +53,9 @@ class Part:
     def initial(self) -> dict[str, Tensor]:
         """Return the tensors an untrained adapter starts with, by flat name; random ones from torch's generator."""
         raise NotImplementedError
+
+    def prepare(self, decoder: MaskDecoder, tensors: Mapping[str, nn.Parameter]) -> None:
+        """Change the adapter's own view of the frozen decoder, once, before it is used."""
 
     def linear(self, tensors: Tensors, site: Site, x: Tensor, inner: Linear) -> Tensor:
         """Compute the linear layer at ``site`` for x (N, T, in), given what the parts before this one compute."""

@@ -103,10 +103,93 @@ class EPeftSpec(_Spec):
         return self
 
 
-AdapterSpec = LoraSpec | Ia3Spec | PromptTokensSpec | ImageContextSpec | EPeftSpec
+class HqTokenSpec(_Spec):
+    """HQ-SAM's token and feature fusion (Ke et al., arXiv 2306.01567): 1,071,104 parameters with ViT-B."""
+
+    method: Literal["hq_token"] = "hq_token"
+    early_channels: PositiveInt | None = None
+    """Channels of the encoder's early feature: 768, 1024, 1280 for SAM ViT-B, L, H. None: fuse without one."""
+
+
+class BoftSpec(_Spec):
+    """Butterfly orthogonal factors (Liu et al., arXiv 2311.06243): 31,360 parameters.
+
+    Unstated: the VP Lab paper names BOFT without its sizes; blocks of four and one factor are the smallest.
+    """
+
+    method: Literal["boft"] = "boft"
+    block_size: Literal[2, 4, 8, 16, 32, 64] = 4
+    factors: Annotated[int, Field(ge=1, le=6)] = 1
+    """Butterfly factors; with one the matrix is block-diagonal (OFT)."""
+    targets: Targets = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class ConvLoraSpec(_Spec):
+    """LoRA with convolutions on the image's side (Zhong et al., arXiv 2401.17868): 153,728 parameters."""
+
+    method: Literal["conv_lora"] = "conv_lora"
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 8.0
+    targets: Targets = ATTENTION_INPUTS_AND_MLP
+    scales: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1)] = (1, 2)
+    """One 3 x 3 expert for each; it sees the grid enlarged so many times."""
+
+
+BaseType = Literal["nf4", "int8"]
+
+
+class QloraSpec(_Spec):
+    """LoRA beside a quantised base (Dettmers et al., arXiv 2305.14314): 144,384 parameters."""
+
+    method: Literal["qlora"] = "qlora"
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 8.0
+    targets: Targets = ATTENTION_INPUTS_AND_MLP
+    base_type: BaseType = "nf4"
+    """How the weights of the frozen linear layers are kept."""
+
+
+class AdapterLayersSpec(_Spec):
+    """Bottlenecks behind every attention and MLP (Houlsby et al., arXiv 1902.00751): 297,792 parameters."""
+
+    method: Literal["adapter_layers"] = "adapter_layers"
+    hidden: PositiveInt = 64
+
+
+class FullDecoderSpec(_Spec):
+    """All of the mask decoder: 4,058,340 parameters."""
+
+    method: Literal["full_decoder"] = "full_decoder"
+
+
+AdapterSpec = (
+    LoraSpec
+    | Ia3Spec
+    | PromptTokensSpec
+    | ImageContextSpec
+    | EPeftSpec
+    | HqTokenSpec
+    | BoftSpec
+    | ConvLoraSpec
+    | QloraSpec
+    | AdapterLayersSpec
+    | FullDecoderSpec
+)
 _SPEC: TypeAdapter[AdapterSpec] = TypeAdapter(Annotated[AdapterSpec, Field(discriminator="method")])
 
-METHODS: tuple[str, ...] = ("lora", "ia3", "prompt_tokens", "image_context", "e_peft")
+METHODS: tuple[str, ...] = (
+    "image_context",
+    "ia3",
+    "prompt_tokens",
+    "lora",
+    "e_peft",
+    "hq_token",
+    "boft",
+    "conv_lora",
+    "qlora",
+    "adapter_layers",
+    "full_decoder",
+)
 """Every ``method``."""
 
 
@@ -122,6 +205,11 @@ def adapter_spec_from_json(data: bytes | str) -> AdapterSpec:
     try:
         return _SPEC.validate_json(data)
     except ValidationError as error:
-        violations = [FieldViolation(".".join(map(str, e["loc"])) or "spec", e["msg"]) for e in error.errors()]
+        violations = [FieldViolation(_field(e["loc"]), e["msg"]) for e in error.errors()]
         problems = "; ".join(f"{v.field}: {v.description}" for v in violations)
         raise InvalidInput(f"not a valid adapter spec: {problems}", violations=violations) from error
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """Return the path below the spec; pydantic puts the method in front of it."""
+    return ".".join(map(str, location[1:] if location and location[0] in METHODS else location)) or "spec"

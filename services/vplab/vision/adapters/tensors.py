@@ -43,6 +43,11 @@ class AdapterTensors(nn.Module):
             value.copy_(state[name])
 
 
+def prefixed(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply weight (out, in) and bias (out,) to x (N, T, in), or row by row (N, out, in) and (N, out)."""
     y = x @ weight.transpose(-1, -2)

@@ -37,6 +37,7 @@ def decode_adapted(
     tensors: Tensors,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
     early_features: Tensor | None = None,
+    is_training: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Answer prompts as ``PromptDecoder.forward`` does, with an adapter at work.
 
@@ -62,7 +63,7 @@ def decode_adapted(
     first_extra = 1 + decoder.num_mask_tokens
     extra_queries = queries[:, first_extra : first_extra + num_extra]
     for part in parts:
-        planes = PlaneInputs(upscaled, extra_queries, image_embedding, early_features, image_index)
+        planes = PlaneInputs(upscaled, extra_queries, image_embedding, early_features, image_index, is_training)
         logits = part.planes(tensors, logits, planes)
     return logits, decoder.iou_prediction_head(queries[:, 0])
 
