@@ -29,7 +29,7 @@ def reference(name: str) -> vision_pb2.ModelReference:
 
 
 class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
-    """Keeps prompt sets in memory; ``before_segment`` may raise, wait or count."""
+    """Keeps prompt sets in memory; ``before_segment`` may raise, wait or count. An adapter is another threshold."""
 
     def __init__(self) -> None:
         self.prompt_sets: dict[str, list[pb.PromptSet]] = {}
@@ -37,13 +37,15 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
         self.num_segmented = 0
         self.predictions_asked: list[pb.PredictMasksRequest] = []
         self.before_segment: Callable[[bytes], None] = lambda data: None
+        self.adapter_thresholds: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def PredictMasks(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.predictions_asked.append(request)
         with refusing(context):
             pixels = decode(request.image.encoded)
-            masks = [pixels >= THRESHOLD, pixels >= THRESHOLD // 2, pixels >= 0]
+            threshold = self.adapter_thresholds.get(request.models.adapter, THRESHOLD)
+            masks = [pixels >= threshold, pixels >= threshold // 2, pixels >= 0]
             chosen = masks if request.multimask else masks[:1]
             predicted = [
                 pb.PredictedMask(mask=mask_to_proto(mask), predicted_iou=0.9 - 0.1 * index)
@@ -90,7 +92,7 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
             pixels = decode(request.image.encoded)
             with self._lock:
                 self.num_segmented += 1
-            mask = pixels >= THRESHOLD
+            mask = pixels >= self.adapter_thresholds.get(request.adapter, THRESHOLD)
             prompt_set = self.prompt_sets[request.prompt_set.split("/")[1]][-1]
             return pb.SegmentImageResponse(
                 classes=[

@@ -16,6 +16,7 @@ from vplab.cli.prompt import prompt
 from vplab.cli.segment import segment
 from vplab.cli.serve import serve
 from vplab.cli.status import status
+from vplab.cli.tune import tune
 
 app = typer.Typer(
     name="vplab",
@@ -82,6 +83,7 @@ app.command()(prompt)
 app.command()(segment)
 app.command()(serve)
 app.command()(status)
+app.command()(tune)
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(models.app, name="models")
 

@@ -1,0 +1,217 @@
+"""``vplab tune`` against a training service that follows a script, a real registry, and masks from brightness."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fakes.registry_process import registry_in_a_thread
+from fakes.segmentation_server import FakeSegmentation, serving_in_threads
+from fakes.training_server import FakeTraining, training_in_threads
+from fakes.vplab_command import CLEAN, QUIET
+from vplab.api.segmentation.v1 import segmentation_service_pb2 as segmentation_pb
+from vplab.api.training.v1 import training_service_pb2 as pb
+from vplab.cli.main import app
+from vplab.errors import InvalidInput
+from vplab.vision.label_images import label_png
+
+ADAPTER = "artifacts/tuned/versions/1"
+DARK = 100
+"""Grey of the objects: below the base segmenter's threshold, above that of the adapter."""
+
+
+@dataclass
+class Bench:
+    """The three services and the command."""
+
+    training: FakeTraining
+    segmentation: FakeSegmentation
+    arguments: list[str]
+    folder: Path
+
+    def run(self, *arguments: object) -> Any:
+        result = CliRunner().invoke(app, [*self.arguments, *map(str, arguments)])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    def tune(self, *arguments: object) -> Any:
+        return self.run("tune", "--adapter", "tuned", "--json", "f.json", *arguments)
+
+    @property
+    def figures(self) -> Any:
+        return json.loads((self.folder / "f.json").read_text())
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.chdir(tmp_path)
+    training, segmentation = FakeTraining(), FakeSegmentation()
+    segmentation.adapter_thresholds[ADAPTER] = DARK - 10
+    with (
+        registry_in_a_thread(tmp_path / "registry") as registry,
+        serving_in_threads(segmentation) as masks,
+        training_in_threads(training) as tuning,
+    ):
+        where = ["--home", str(tmp_path / "home"), "--registry", registry]
+        yield Bench(training, segmentation, [*where, "--segmentation", masks, "--training", tuning], tmp_path)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """Six images with a dark grey square each, the object."""
+    root = tmp_path / "parts"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for number in range(6):
+        pixels, labels = np.full((40, 60), 30 + number, np.uint8), np.zeros((40, 60), np.uint8)
+        pixels[5:25, 10:30] = DARK
+        labels[5:25, 10:30] = 1
+        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
+        (root / "masks" / f"{number}.png").write_bytes(label_png(labels))
+    return root
+
+
+def test_a_folder_is_pushed_tuned_and_compared(bench: Bench, parts: Path, tmp_path: Path) -> None:
+    ran = bench.tune("--dataset", parts)
+    assert ran.exit_code == 0, ran.output
+    figures = bench.figures
+    assert figures["state"] == "succeeded"
+    assert figures["adapter"] == {"name": ADAPTER, "digest": "c" * 64}
+    assert figures["dataset"]["name"] == "artifacts/parts/versions/1"
+    assert [pair["iou_before"] for pair in figures["compared"]] == [0.0] * 6
+    assert [pair["iou_after"] for pair in figures["compared"]] == [1.0] * 6
+    assert "IoU 0.500 -> 0.800 on validation images" in ran.stdout
+    assert "mIoU 0.000 -> 1.000 over 6 of the data set's images, 0 of them not tuned on" in ran.stdout
+    with Image.open(tmp_path / "tuned.jpg") as picture:
+        assert picture.height > 6 * 300
+
+
+def test_what_is_asked_for_reaches_the_service(bench: Bench, parts: Path) -> None:
+    bench.run("dataset", "push", parts, "--name", "parts")
+    ran = bench.tune(
+        *("--dataset", "parts@1", "--method", "conv-lora", "--steps", 9, "--learning-rate", 0.5, "--rank", 3),
+        *("--seed", 7, "--segmenter", "s@2", "--prompt-set", "p", "--promote", "production", "--only-if-better"),
+        "--no-sheet",
+    )
+    assert ran.exit_code == 0, ran.output
+    (request,) = bench.training.requests
+    assert (request.dataset, request.adapter_id) == ("artifacts/parts/versions/1", "tuned")
+    assert (request.method, request.options.num_steps, request.options.lora_rank) == (pb.TUNING_METHOD_CONV_LORA, 9, 3)
+    assert (request.options.learning_rate, request.options.seed) == (0.5, 7)
+    assert (request.segmenter, request.prompt_set) == ("artifacts/s/versions/2", "artifacts/p")
+    assert (request.promote_alias, request.promote_only_if_better) == ("production", True)
+    assert bench.figures["sheet"] is None
+
+
+def test_shots_are_a_data_set_of_their_own_and_the_others_are_compared_first(bench: Bench, parts: Path) -> None:
+    ran = bench.tune("--dataset", parts, "--shots", 2, "--sheet", "s.png")
+    assert ran.exit_code == 0, ran.output
+    assert bench.figures["dataset"]["name"] == "artifacts/parts-shots/versions/1"
+    assert [pair["was_tuned_on"] for pair in bench.figures["compared"]] == [False] * 4 + [True] * 2
+    bench.run("dataset", "show", "parts-shots", "--json", "f.json")
+    assert bench.figures["num_images"] == 2
+    too_many = bench.tune("--dataset", "parts", "--shots", 7)
+    assert (too_many.exit_code, "6 of 6 images show every class" in too_many.stderr) == (3, True)
+
+
+def test_a_prompt_set_segments_the_comparison(bench: Bench, parts: Path) -> None:
+    classes = [segmentation_pb.SegmentClass(class_id=1, display_name="square")]
+    bench.segmentation.prompt_sets["p"] = [segmentation_pb.PromptSet(classes=classes)]
+    ran = bench.tune("--dataset", parts, "--prompt-set", "p")
+    assert ran.exit_code == 0, ran.output
+    assert bench.segmentation.num_segmented == 12
+    assert {pair["iou_after"] for pair in bench.figures["compared"]} == {1.0}
+
+
+def test_a_broken_stream_goes_on_where_it_was(bench: Bench, parts: Path) -> None:
+    bench.training.breaks = 2
+    ran = bench.tune("--dataset", parts, "--no-sheet")
+    assert ran.exit_code == 0, ran.output
+    assert bench.training.watched_from == [0, 2, 4]
+    assert "step 2 of 4: loss 0.5000  IoU 0.600" in ran.stderr
+    assert "step 4 of 4: loss 0.2500  IoU 0.800" in ran.stderr
+
+
+def test_a_job_that_fails_or_is_refused_ends_with_its_reason(bench: Bench, parts: Path) -> None:
+    bench.training.fails_with = "out of memory"
+    failed = bench.tune("--dataset", parts, "--no-sheet")
+    assert (failed.exit_code, "failed: out of memory" in failed.stderr) == (8, True)
+    assert bench.figures["state"] == "failed"
+    bench.training.refuses = InvalidInput("must be 1 to 256", field="options.lora_rank")
+    refused = bench.tune("--dataset", parts, "--no-sheet", "--rank", 999)
+    assert (refused.exit_code, "options.lora_rank: must be 1 to 256" in refused.stderr) == (3, True)
+
+
+def test_detached_jobs_are_not_waited_for(bench: Bench, parts: Path) -> None:
+    bench.training.hold.clear()
+    ran = bench.tune("--dataset", parts, "--detach")
+    assert ran.exit_code == 0, ran.output
+    assert (bench.figures["state"], bench.figures["job"]) == ("queued", "tuningJobs/1")
+
+
+@pytest.mark.parametrize(
+    ("choice", "state"), [("--leave-on-interrupt", "running"), ("--cancel-on-interrupt", "cancelled")]
+)
+def test_an_interrupt_leaves_or_cancels_the_job(bench: Bench, parts: Path, choice: str, state: str) -> None:
+    bench.training.hold.clear()
+    code, err = interrupted(bench, "--dataset", parts, "--no-sheet", choice)
+    assert code == 130, err
+    assert bench.figures["state"] == state
+    assert ("goes on wherever its services run" if state == "running" else "is cancelled") in err
+    bench.training.hold.set()
+    again = bench.tune("--dataset", parts, "--no-sheet", choice)
+    assert again.exit_code == 0, again.output
+    # What was left is followed again; after a cancelled job the same command queues another.
+    assert bench.figures["job"] == ("tuningJobs/1" if state == "running" else "tuningJobs/2")
+    assert ("going on with tuningJobs/1" in again.stderr) == (state == "running")
+    third = bench.tune("--dataset", parts, "--no-sheet", choice)
+    assert third.exit_code == 0
+    assert bench.figures["job"] == ("tuningJobs/2" if state == "running" else "tuningJobs/3")
+
+
+def interrupted(bench: Bench, *arguments: object) -> tuple[int, str]:
+    """Run the command as a process and press Ctrl-C when its job is about to end."""
+    command = [*bench.arguments, "tune", "--adapter", "tuned", "--json", "f.json", *map(str, arguments)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vplab.cli.main", *command],
+        env={**CLEAN, **QUIET, **{k: v for k, v in os.environ.items() if k == "PATH"}},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=bench.folder,
+    )
+    with process:
+        assert bench.training.is_held.wait(60), process.communicate()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--dataset", "absent"], 5, "absent"),
+        (["--dataset", "parts", "--method", "magic"], 3, "none of e_peft"),
+        (["--dataset", "parts", "--only-if-better"], 3, "--promote"),
+        (["--dataset", "images"], 3, "a data set is images/NAME"),
+        (["--dataset", "parts", "--shots", "0"], 2, "shots"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(
+    bench: Bench, tmp_path: Path, arguments: list[str], code: int, text: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    ran = bench.tune(*arguments)
+    assert ran.exit_code == code
+    assert text in ran.output
