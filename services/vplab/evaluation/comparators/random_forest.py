@@ -24,7 +24,7 @@ class RandomForest:
     """Implements ``ShotMethod``."""
 
     max_side: int = 512
-    """Larger images are scaled down, in pixels: a second an image instead of five."""
+    """Larger images are scaled down, in pixels, for the sake of time."""
     num_trees: int = 100
     pixels_per_class: int = 20_000
     """At most this many pixels of each class, over all shots."""

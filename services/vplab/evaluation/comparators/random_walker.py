@@ -17,7 +17,7 @@ _OBJECT, _BACKGROUND = 1, 2
 
 @dataclass(frozen=True)
 class RandomWalker:
-    """Implements ``ClickMethod``."""
+    """Implements ``ClickMethod``. Its settings are plausible values, not the winners of a comparison."""
 
     max_side: int = 256
     """Larger images are scaled down, in pixels: the linear system has one unknown for each pixel."""
