@@ -2,8 +2,6 @@
 
 Sources: Kirillov et al., "PointRend" (arXiv 1912.08193) for the points, HQ-SAM (arXiv 2306.01567, ``train/utils/
 loss_mask.py``) for BCE + dice on 112 x 112 of them over a 256 x 256 grid.
-Deviation: a quarter of the points is drawn on the object itself. Of an object of twenty cells that the decoder has not
-found yet, hardly any uncertain or random point would tell.
 """
 
 import torch
@@ -13,35 +11,27 @@ from torch.nn import functional as F
 POINT_SHARE = 112 * 112 / 256**2
 """Points over cells of the logit grid: 12,544 on SAM's 256 x 256, 3,136 on 128 x 128."""
 OVERSAMPLING = 3
-UNCERTAIN_SHARE, OBJECT_SHARE = 0.5, 0.25
-"""The rest, another quarter, is uniform."""
+UNCERTAIN_SHARE = 0.75
+"""The rest is uniform. Points drawn on the object itself were harmful: the decoder took small objects for large."""
 
 
-def sample_points(logits: Tensor, targets: Tensor, rng: torch.Generator) -> Tensor:
+OTHER_PLANES = 0.05
+"""Share of the mean loss of the multimask planes beside the best one's, as in the foundation recipe."""
+
+
+def sample_points(logits: Tensor, rng: torch.Generator) -> Tensor:
     """Choose the points on which a prompt's loss is taken.
 
-    logits: (N, M, h, w), without gradient. targets: (N, S, S) float32 of 0 and 1. Returns (N, K, 2) float32 as (x, y)
-    in 0..1. A point is as uncertain as its least certain plane.
+    logits: (N, M, h, w), without gradient. Returns (N, K, 2) float32 as (x, y) in 0..1. A point is as uncertain as its
+    least certain plane.
     """
     count = round(POINT_SHARE * logits.shape[-2] * logits.shape[-1])
-    num_uncertain, num_object = round(UNCERTAIN_SHARE * count), round(OBJECT_SHARE * count)
-    drawn = torch.rand(len(logits), OVERSAMPLING * num_uncertain, 2, generator=rng).to(logits.device)
-    doubt = -at_points(logits, drawn).abs().amin(1)  # (N, 3K/2)
+    num_uncertain = round(UNCERTAIN_SHARE * count)
+    drawn = torch.rand(len(logits), OVERSAMPLING * count, 2, generator=rng).to(logits.device)
+    doubt = -at_points(logits, drawn).abs().amin(1)  # (N, 3K)
     most = doubt.topk(num_uncertain, dim=1).indices.unsqueeze(-1).expand(-1, -1, 2)
-    uniform = torch.rand(len(logits), count - num_uncertain - num_object, 2, generator=rng).to(logits.device)
-    return torch.cat([drawn.gather(1, most), uniform, _on_object(targets, num_object, rng)], dim=1)
-
-
-def _on_object(targets: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """Draw pixels of each target, of the whole frame where it is empty; (N, count, 2)."""
-    size = targets.shape[-1]
-    flat = targets.flatten(1) > 0
-    flat = flat | ~flat.any(1, keepdim=True)
-    # The k-th pixel of the object, by its rank: multinomial would need a weight for each of S * S pixels.
-    rank = torch.rand(len(flat), count, generator=rng).to(flat.device) * flat.sum(1, keepdim=True)
-    pixel = torch.searchsorted(flat.cumsum(1), rank.floor().long() + 1)
-    jitter = torch.rand(len(flat), count, 2, generator=rng).to(flat.device)
-    return (torch.stack([pixel % size, pixel // size], dim=-1) + jitter) / size
+    uniform = torch.rand(len(logits), count - num_uncertain, 2, generator=rng).to(logits.device)
+    return torch.cat([drawn.gather(1, most), uniform], dim=1)
 
 
 def at_points(planes: Tensor, points: Tensor) -> Tensor:
@@ -84,10 +74,13 @@ def low_res_targets(targets: Tensor, low_res_hw: tuple[int, int]) -> Tensor:
 def tuning_loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor, rng: torch.Generator) -> Tensor:
     """Return the mean loss of N prompts; logits: (N, M, h, w), predicted_iou: (N, M), targets: (N, S, S).
 
-    All planes learn the same mask: the class is known now, so that a click has one meaning, and serving may take any
-    plane.
+    Plane 0 answers for itself; of the others, which answer a click, the best one is trained and the rest a little:
+    forcing all to one mask undoes what the segmenter knows of parts and wholes before anything new is learnt.
     """
-    points = sample_points(logits.detach(), targets, rng)
-    masks = plane_losses(logits, targets, points).mean(1)
+    points = sample_points(logits.detach(), rng)
+    losses = plane_losses(logits, targets, points)
+    masks = losses[:, 0]
+    if losses.shape[1] > 1:
+        masks = 0.5 * (masks + losses[:, 1:].amin(1) + OTHER_PLANES * losses[:, 1:].mean(1))
     ious = plane_ious(logits.detach(), low_res_targets(targets, (logits.shape[-2], logits.shape[-1])))
     return (masks + (predicted_iou - ious).square().mean(1)).mean()

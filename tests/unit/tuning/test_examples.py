@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from fakes.tiny_tuning import SEGMENTER, SIDE, disc, discs, examples_of, view_of
+from vplab.errors import InvalidInput
+from vplab.training.tuning.examples import mask_in_frame, split_pieces
+from vplab.vision.preprocessing import FrameTransform
+
+
+def test_a_mask_keeps_its_area_in_the_frame():
+    mask = disc((300, 200), 90, (480, 640))
+    frame = mask_in_frame(mask, FrameTransform((480, 640), (48, 64), (64, 64)))
+    assert frame.shape == (64, 64)
+    assert frame.sum() == pytest.approx(mask.sum() / 100, abs=1)
+
+
+def test_a_line_thinner_than_a_pixel_of_the_frame_stays():
+    mask = np.zeros((480, 640), bool)
+    mask[:, 320:324] = True  # 0.4 pixels of the frame
+    frame = mask_in_frame(mask, FrameTransform((480, 640), (48, 64), (64, 64)))
+    assert frame.any()
+    assert set(np.nonzero(frame)[1]) == {32}
+
+
+def test_a_single_pixel_is_not_lost():
+    mask = np.zeros((480, 640), bool)
+    mask[100, 100] = True
+    assert mask_in_frame(mask, FrameTransform((480, 640), (48, 64), (64, 64))).sum() >= 1
+
+
+def test_padding_is_background():
+    frame = mask_in_frame(np.ones((480, 640), bool), FrameTransform((480, 640), (48, 64), (64, 64)))
+    assert frame[:48].all()
+    assert not frame[48:].any()
+
+
+def test_pieces_are_told_apart_and_hair_gaps_are_not():
+    mask = disc((15, 15), 8) | disc((48, 48), 8)
+    mask[15, 15] = False
+    pieces = split_pieces(mask, SEGMENTER)
+    assert set(np.unique(pieces)) == {0, 1, 2}
+    assert np.array_equal(pieces > 0, mask)
+    hair = np.zeros((SIDE, SIDE), bool)
+    hair[30, 5:60] = True
+    hair[30, 30] = False
+    assert split_pieces(hair, SEGMENTER).max() == 1
+
+
+def test_an_image_is_never_its_own_reference():
+    views = discs(3)
+    before = examples_of(views)[0].proposals[1]
+    moved = view_of({1: disc((50, 50), 5)}, 0)
+    changed = [view_of(views[0].masks, 0), *views[1:]]
+    changed[0] = type(moved)(0, True, views[0].embedding, views[0].transform, moved.masks, views[0].patches)
+    after = examples_of(changed)[0].proposals[1]
+    assert np.array_equal(before.points_xy, after.points_xy)
+    assert np.array_equal(before.similarity, after.similarity)
+
+
+def test_a_single_image_refers_to_itself():
+    example = examples_of(discs(1))[0]
+    points = example.proposals[1].points_xy.astype(int)
+    assert len(points)
+    assert example.masks[1][points[0, 1], points[0, 0]]
+
+
+def test_proposals_find_the_object_by_the_other_images():
+    for example in examples_of(discs(4)):
+        x, y = example.proposals[1].points_xy[0].astype(int)
+        assert example.masks[1][y, x]
+        assert example.proposals[1].similarity.shape == SEGMENTER.low_res_hw
+
+
+def test_what_looks_like_the_class_and_is_not_is_proposed():
+    lookalike = replaced(view_of({1: disc((30, 30), 9)}, 2), masks={})
+    example = examples_of([*discs(2), lookalike])[2]
+    assert len(example.proposals[1].points_xy)
+    assert not example.masks[1].any()
+
+
+def test_a_class_without_patch_features_has_no_proposals():
+    example = examples_of([view_of({1: disc((30, 30), 9)}, has_patches=False)])[0]
+    assert example.proposals == {}
+    assert example.masks[1].any()
+
+
+def test_a_class_that_an_image_does_not_name_is_empty_there():
+    examples = examples_of([view_of({1: disc((20, 20), 8)}, 0), view_of({2: disc((40, 40), 8)}, 1)], (1, 2))
+    assert [bool(e.masks[1].any()) for e in examples] == [True, False]
+    assert [bool(e.masks[2].any()) for e in examples] == [False, True]
+
+
+def replaced(view, **changes):
+    return type(view)(**{**vars(view), **changes})
+
+
+@pytest.mark.parametrize(
+    ("views", "class_ids", "field", "words"),
+    [
+        ([], (1,), "images", "at least one image"),
+        (discs(1), (), "classes", "empty or not distinct"),
+        (discs(1), (1, 1), "classes", "empty or not distinct"),
+        (discs(1), (2,), "images[0].masks", "class 1 is not one"),
+        ([view_of({1: np.zeros((SIDE, SIDE), bool)})], (1,), "images", "single pixel"),
+        ([replaced(discs(1)[0], embedding=np.zeros((8, 8, 8), np.float16))], (1,), "images[0]", "(32, 8, 8)"),
+        ([replaced(discs(1)[0], masks={1: disc((9, 9), 5, (20, 30))})], (1,), "images[0].masks", "(30, 20) pixels"),
+        ([discs(1)[0], replaced(discs(2)[1], is_original=False)], (1,), "images[1]", "original view"),
+    ],
+)
+def test_wrong_input_is_named(views, class_ids, field, words):
+    with pytest.raises(InvalidInput) as caught:
+        examples_of(views, class_ids)
+    assert caught.value.violations[0].field == field
+    assert words in caught.value.message
