@@ -1,7 +1,7 @@
 """Puts the service together from its settings and backends; ``__main__`` and tests start here."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,7 @@ class TrainingService:
     _store: SqlJobs
     _trainers: tuple[Trainer, ...]
     _background: Background
+    _warm_up: Callable[[], Coroutine[Any, Any, None]] | None
 
     async def ready(self) -> None:
         """Bring the job queue's schema up to date, waiting for a database that is away, and begin to work on jobs.
@@ -51,18 +52,24 @@ class TrainingService:
                 await asyncio.sleep(_RETRY_S)
             except FailedPrecondition as error:
                 raise StartError(error.message) from error
+        if self._warm_up is not None:
+            self._background.start("warm-up", self._warm_up())
         for trainer in self._trainers:
             self._background.start(trainer.owner, trainer.run())
 
 
 @asynccontextmanager
 async def open_training(
-    config: TrainingConfig, datasets: DatasetSource, models: ModelSource, executor: Executor
+    config: TrainingConfig,
+    datasets: DatasetSource,
+    models: ModelSource,
+    executor: Executor,
+    warm_up: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> AsyncIterator[TrainingService]:
     """Open the job queue; work on it once ``ready`` was awaited, and stop at the end.
 
-    The executor is the caller's to close, afterwards. Raises StartError if the cache folder cannot be used,
-    SettingsError for a database of an unknown kind.
+    warm_up: done beside the work once the service is ready. The executor is the caller's to close, afterwards.
+    Raises StartError if the cache folder cannot be used, SettingsError for a database of an unknown kind.
     """
     try:
         await asyncio.to_thread(config.cache_dir.mkdir, parents=True, exist_ok=True)
@@ -99,4 +106,4 @@ async def open_training(
         def add(server: Any) -> None:
             pb_grpc.add_TrainingServiceServicer_to_server(servicer, server)
 
-        yield TrainingService(Registration(SERVICE_NAME, add), store, trainers, background)
+        yield TrainingService(Registration(SERVICE_NAME, add), store, trainers, background, warm_up)

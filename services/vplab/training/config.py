@@ -36,6 +36,9 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
     """Largest file or frame."""
     max_image_pixels: Count = 100_000_000
     """Largest width times height."""
+    max_images: Count = 500
+    """Largest data set to tune on: its embeddings and masks are in the trainer's memory together, 2 to 10 MB for each
+    view of an image."""
     max_inline_pixels: Count = 400_000_000
     """Most pixels of the images of one request, and of its masks: they are in memory together. Larger data sets are
     published first."""
@@ -51,6 +54,8 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
     """How far a worker steps back behind interactive work on the same machine."""
     warm_start: bool = False
     """Whether workers start with the service, with the default segmenter loaded, instead of at their first job."""
+    worker_idle_s: Seconds | None = 900.0
+    """A worker with nothing to do for this long ends and gives its memory back; ``none`` keeps it warm for ever."""
     worker_silence_s: Seconds = 300.0
     """A worker that says nothing for this long hangs and is killed; its job goes on from the last checkpoint."""
     embedding_precision: Literal["float16", "float32"] = "float16"

@@ -32,5 +32,5 @@ for _cause in ("worker_died", "dependency", "shutdown"):
     PUT_BACK.labels(_cause)
 for _stage in Stage:
     STAGE_SECONDS.labels(_stage)
-for _cause in ("cancelled", "silent", "shutdown"):
+for _cause in ("cancelled", "idle", "shutdown", "silent"):
     WORKERS_KILLED.labels(_cause)

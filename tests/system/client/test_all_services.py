@@ -19,7 +19,7 @@ from vplab.client import (
     SegmentOptions,
 )
 from vplab.client.training.values import TuningRequest
-from vplab.errors import InvalidInput, NotFound, Unimplemented
+from vplab.errors import InvalidInput, NotFound
 from vplab.vision.masks import coco_rle_to_mask, png_to_mask
 from vplab.vision.synthesis import InspectionImage, synthesize_inspection_set
 
@@ -147,7 +147,8 @@ def test_a_precompute_job_fills_the_cache(client: Client, tmp_path: Path) -> Non
     assert [j.name for j in client.embedding.list_precompute_jobs()] == [job.name]
 
 
-async def test_training_says_that_it_is_not_there_yet(addresses: dict[str, str]) -> None:
+async def test_training_refuses_data_that_is_not_there(addresses: dict[str, str]) -> None:
     async with AsyncClient(**addresses, options=ClientOptions()) as client:  # type: ignore[arg-type]
-        with pytest.raises(Unimplemented):
+        with pytest.raises(NotFound):
             await client.training.create_tuning_job(TuningRequest("adapter", "artifacts/dataset"))
+        assert [job async for job in client.training.list_tuning_jobs()] == []

@@ -23,5 +23,8 @@ class AbsentExecutor:
         """Never called, since there is no slot."""
         raise TrainerMissing(self._missing or "a trainer")
 
+    async def warm_up(self, segmenter: str) -> None:
+        """Nothing to warm up."""
+
     async def close(self) -> None:
         """Nothing to close."""

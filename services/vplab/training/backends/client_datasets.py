@@ -39,6 +39,7 @@ class ClientDatasets:
         snapshots: AsyncSnapshots,
         limits: ImageLimits,
         *,
+        max_images: int,
         max_inline_pixels: int,
         threads: int,
     ) -> None:
@@ -46,6 +47,7 @@ class ClientDatasets:
         self._client = client
         self._snapshots = snapshots
         self._limits = limits
+        self._max_images = max_images
         self._max_inline_pixels = max_inline_pixels
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="dataset-checks")
         self._checked: OrderedDict[str, int] = OrderedDict()
@@ -61,9 +63,10 @@ class ClientDatasets:
         if version.kind != "dataset":
             raise InvalidInput(f"{version.name} is a {version.kind}, not a dataset", field="dataset")
         if version.digest not in self._checked:
+            limits = DatasetLimits(max_images=self._max_images, image=self._limits)
             snapshot = await self._snapshots.fetch(version.name)
             try:
-                dataset = await asyncio.to_thread(read_dataset, snapshot.folder, DatasetLimits(image=self._limits))
+                dataset = await asyncio.to_thread(read_dataset, snapshot.folder, limits)
                 await self._decode_all(dataset)
             except InvalidInput as error:
                 raise _in_dataset(version.name, error) from error

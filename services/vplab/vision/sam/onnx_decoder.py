@@ -104,11 +104,16 @@ def decoder_to_onnx(prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) ->
 
 
 def module_to_onnx(
-    module: nn.Module, prompt_encoder: PromptEncoder, image_features: Mapping[str, tuple[int, int, int]] | None = None
+    module: nn.Module,
+    prompt_encoder: PromptEncoder,
+    image_features: Mapping[str, tuple[int, int, int]] | None = None,
+    *,
+    folds_constants: bool = True,
 ) -> torch.onnx.ONNXProgram:
     """Export a module with the inputs and outputs of PromptDecoder, of the size ``prompt_encoder`` was made for.
 
     image_features: further inputs behind PromptDecoder's, by name, each (B, ...) float32 with the shape given.
+    folds_constants: as of ``to_onnx``.
     """
     height, width = prompt_encoder.image_embedding_size
     images, prompts, points = batch_axis("num_images"), batch_axis("num_prompts"), batch_axis("num_points")
@@ -124,4 +129,5 @@ def module_to_onnx(
     further = image_features or {}
     examples += tuple(torch.zeros(2, *shape) for shape in further.values())
     axes += [{0: images} for _ in further]
-    return to_onnx(module, examples, axes, (*INPUT_NAMES, *further), OUTPUT_NAMES)
+    names = (*INPUT_NAMES, *further)
+    return to_onnx(module, examples, axes, names, OUTPUT_NAMES, folds_constants=folds_constants)

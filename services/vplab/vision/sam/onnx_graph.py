@@ -20,11 +20,14 @@ def to_onnx(
     axes: Sequence[Mapping[int, torch.export.Dim]],
     input_names: Sequence[str],
     output_names: Sequence[str],
+    *,
+    folds_constants: bool = True,
 ) -> torch.onnx.ONNXProgram:
     """Export ``module`` in evaluation mode.
 
     examples: one tensor per input; a free axis has length 2 or more there, since torch.export takes 0 and 1 as fixed.
     axes: per input, which axes are free.
+    folds_constants: False leaves every parameter in the graph under its name and as it is.
     """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals on every run
@@ -36,7 +39,7 @@ def to_onnx(
             dynamic_shapes=tuple(dict(a) for a in axes),
             opset_version=OPSET,
             dynamo=True,
-            optimize=True,
+            optimize=folds_constants,
             verbose=False,
         )
     assert program is not None

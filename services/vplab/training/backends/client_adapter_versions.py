@@ -1,0 +1,71 @@
+"""Adapters as versions in the registry, through the client."""
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from vplab.client.registry import publishing
+from vplab.client.registry.area import AsyncRegistry
+from vplab.client.registry.values import Lineage, Manifest
+from vplab.errors import NotFound
+from vplab.training.values import ModelRef, TuningPlan, TuningResult
+
+PARITY_PASSED: Final = "parity_passed"
+_MAX_SEARCHED: Final = 100
+
+
+class ClientAdapterVersions:
+    """Publishes adapters and finds those that a job published before its trainer died."""
+
+    def __init__(self, registry: AsyncRegistry) -> None:
+        self._registry = registry
+
+    async def find(self, plan: TuningPlan, job_name: str) -> TuningResult | None:
+        """Look for a job's adapter among the newest versions; each says in its description which job made it."""
+        searched = 0
+        try:
+            async for version in self._registry.list_versions(f"artifacts/{plan.adapter_id}"):
+                if version.manifest.description == _description(plan, job_name):
+                    return _result(ModelRef(version.name, version.digest), version.manifest.metrics)
+                searched += 1
+                if searched == _MAX_SEARCHED:
+                    break
+        except NotFound:
+            pass
+        return None
+
+    async def publish(
+        self, plan: TuningPlan, job_name: str, folder: Path, metrics: Mapping[str, float], licence: str
+    ) -> TuningResult:
+        """Upload a folder's files and publish them, once for each job.
+
+        Raises FailedPrecondition if the artifact is of another kind, Unavailable, ResourceExhausted.
+        """
+        files = publishing.files_of_folder(folder)
+        uploaded = await publishing.upload_files(self._registry, files)
+        await publishing.ensure_artifact(self._registry, plan.adapter_id, "adapter", "", {})
+        lineage = [Lineage("segmenter", plan.segmenter.name, plan.segmenter.digest)]
+        lineage.append(Lineage("dataset", plan.dataset.name, plan.dataset.digest))
+        if plan.prompt_set is not None:
+            lineage.append(Lineage("prompt_set", plan.prompt_set.name, plan.prompt_set.digest))
+        manifest = Manifest(
+            files=uploaded,
+            lineage=tuple(lineage),
+            metrics=metrics,
+            licence=licence,
+            spec=publishing.read_spec(files),
+            description=_description(plan, job_name),
+        )
+        request_id = str(uuid.uuid5(uuid.NAMESPACE_URL, job_name))
+        name = f"artifacts/{plan.adapter_id}"
+        version = await self._registry.publish_version(name, manifest, request_id=request_id)
+        return _result(ModelRef(version.name, version.digest), version.manifest.metrics)
+
+
+def _description(plan: TuningPlan, job_name: str) -> str:
+    return f"{plan.method} on {plan.dataset.name}, by {job_name}"
+
+
+def _result(adapter: ModelRef, metrics: Mapping[str, float]) -> TuningResult:
+    return TuningResult(adapter, dict(metrics), parity_passed=bool(metrics.get(PARITY_PASSED)))

@@ -1,0 +1,187 @@
+"""A published decoder graph back as the torch modules it was exported from.
+
+A segmenter version holds its graph and no checkpoint, so that what is tuned is exactly what is served. The exporter
+keeps most parameters under their names; those it reshaped or transposed are recognised by what they are used for. What
+comes out is run beside the graph before anybody trusts it.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+
+from vplab.errors import FailedPrecondition, VPLabError
+from vplab.training.models.compare import open_graph
+from vplab.vision.sam.build import DECODER_NUM_HEADS
+from vplab.vision.sam.onnx_decoder import INPUT_NAMES, OUTPUT_NAMES, PromptDecoder
+from vplab.vision.sam.state_dict import load_strict, num_children, prefixed, shape_of
+from vplab.vision.specs import SegmenterSpec
+
+Arrays = dict[str, NDArray[np.float32]]
+
+_PROMPT, _MASK = "prompt_encoder.", "mask_decoder."
+_POINT_ROWS: Final = (
+    f"{_PROMPT}not_a_point_embed.weight",
+    *(f"{_PROMPT}point_embeddings.{i}.weight" for i in range(4)),
+)
+_NORMS: Final = (f"{_PROMPT}mask_downscaling.1", f"{_PROMPT}mask_downscaling.4", f"{_MASK}output_upscaling.1")
+"""The normalisations over channels, in the order of the graph."""
+_TOLERANCE: Final = 1e-3
+
+
+def load_decoder(folder: Path, spec: SegmenterSpec) -> PromptDecoder:
+    """Return the decoder of a segmenter version's files, float32 on the CPU, in evaluation mode.
+
+    Raises FailedPrecondition (MODEL_UNSUPPORTED) for a graph that is not SAM's decoder as exported here.
+    """
+    path = folder / spec.graph
+    try:
+        state = {name: torch.from_numpy(value) for name, value in _Graph(path).state().items()}
+        decoder = _build(state, spec)
+        difference = _largest_difference(decoder, path, spec)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, VPLabError) as error:
+        raise _unsupported(path, f"its weights cannot be read: {error}") from error
+    if not difference <= _TOLERANCE:
+        raise _unsupported(path, f"the weights read from it give other masks than it does (by {difference:.3g})")
+    return decoder
+
+
+class _Graph:
+    """The constants of a graph and what they are used for."""
+
+    def __init__(self, path: Path) -> None:
+        graph = onnx.load(path).graph
+        self._nodes = list(graph.node)
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        # Constants kept in half precision are cast back under their own names.
+        casts = {n.output[0]: n.input[0] for n in self._nodes if n.op_type == "Cast" and n.input[0] in constants}
+        constants |= {name: constants.pop(source) for name, source in casts.items()}
+        self._constants = {n: np.array(v, np.float32) for n, v in constants.items() if v.dtype.kind == "f"}
+        self._maker = {output: node for node in self._nodes for output in node.output}
+
+    def state(self) -> Arrays:
+        """Return the parameters of prompt encoder and mask decoder by their names in segment-anything."""
+        named = {n: v for n, v in self._constants.items() if n.startswith((_PROMPT, _MASK))}
+        return {
+            **named,
+            **dict(self._linear_weights()),
+            **dict(self._norms()),
+            **self._point_embeddings(),
+            **self._output_tokens(),
+            f"{_PROMPT}no_mask_embed.weight": self._used_by("Where", 4).reshape(1, -1),
+        }
+
+    def _linear_weights(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yield the weights of linear layers that became a product with the transposed weight and a sum."""
+        for node in self._nodes:
+            bias = next((i for i in node.input if i.startswith(_MASK) and i.endswith(".bias")), None)
+            if node.op_type != "Add" or bias is None:
+                continue
+            product = next((self._maker[i] for i in node.input if i in self._maker and i != bias), None)
+            if product is not None and product.op_type == "MatMul" and product.input[1] in self._constants:
+                weight = self._constants[product.input[1]].T
+                yield bias.removesuffix("bias") + "weight", np.ascontiguousarray(weight)
+
+    def _norms(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yield scale and offset of the normalisations over channels: a product and a sum with (C, 1, 1)."""
+        names = iter(_NORMS)
+        for node in self._nodes:
+            if node.op_type != "Add":
+                continue
+            offset = next((i for i in node.input if self._is_per_channel(i)), None)
+            product = next((self._maker[i] for i in node.input if i in self._maker and i != offset), None)
+            if offset is None or product is None or product.op_type != "Mul":
+                continue
+            scale = next((i for i in product.input if self._is_per_channel(i)), None)
+            if scale is not None:
+                name = next(names)
+                yield f"{name}.weight", self._constants[scale].reshape(-1)
+                yield f"{name}.bias", self._constants[offset].reshape(-1)
+
+    def _is_per_channel(self, name: str) -> bool:
+        constant = self._constants.get(name)
+        return constant is not None and constant.ndim == 3 and constant.shape[1:] == (1, 1)
+
+    def _point_embeddings(self) -> Arrays:
+        rows = next(
+            self._constants[name]
+            for node in self._nodes
+            if node.op_type == "MatMul"
+            for name in node.input[1:]
+            if name in self._constants and len(self._constants[name]) == len(_POINT_ROWS)
+        )
+        return {name: rows[i : i + 1].copy() for i, name in enumerate(_POINT_ROWS)}
+
+    def _output_tokens(self) -> Arrays:
+        tokens = self._used_by("Expand", 3)[0]
+        return {f"{_MASK}iou_token.weight": tokens[:1].copy(), f"{_MASK}mask_tokens.weight": tokens[1:].copy()}
+
+    def _used_by(self, op_type: str, num_axes: int) -> NDArray[np.float32]:
+        """Return the one constant of so many axes that operators of a type take."""
+        found = {
+            name: self._constants[name]
+            for node in self._nodes
+            if node.op_type == op_type
+            for name in node.input
+            if name in self._constants and self._constants[name].ndim == num_axes and self._constants[name].size > 1
+        }
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} constants of {num_axes} axes are used by {op_type}; expected one")
+        return next(iter(found.values()))
+
+
+def _build(state: Mapping[str, torch.Tensor], spec: SegmenterSpec) -> PromptDecoder:
+    prompt, mask = prefixed(dict(state), _PROMPT), prefixed(dict(state), _MASK)
+    num_masks, width = shape_of(mask, "mask_tokens.weight")
+    with torch.device("meta"):
+        prompt_encoder = PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=spec.embedding_shape[1:],
+            input_image_size=(spec.input_size, spec.input_size),
+            mask_in_chans=shape_of(prompt, "mask_downscaling.3.weight")[0],
+        )
+        inner = shape_of(mask, "transformer.final_attn_token_to_image.q_proj.weight")[0]
+        mask_decoder = MaskDecoder(
+            transformer_dim=width,
+            transformer=TwoWayTransformer(
+                depth=num_children(mask, "transformer.layers."),
+                embedding_dim=width,
+                num_heads=DECODER_NUM_HEADS,
+                mlp_dim=shape_of(mask, "transformer.layers.0.mlp.lin1.weight")[0],
+                attention_downsample_rate=width // inner,
+            ),
+            num_multimask_outputs=num_masks - 1,
+            iou_head_depth=num_children(mask, "iou_prediction_head.layers."),
+            iou_head_hidden_dim=shape_of(mask, "iou_prediction_head.layers.0.weight")[0],
+        )
+    load_strict(prompt_encoder, prompt, what="SAM's prompt encoder")
+    load_strict(mask_decoder, mask, what="SAM's mask decoder")
+    return PromptDecoder(prompt_encoder.eval(), mask_decoder.eval()).eval()
+
+
+def _largest_difference(decoder: PromptDecoder, path: Path, spec: SegmenterSpec) -> float:
+    """Return how far graph and modules are apart on random prompts: points, a box and a mask input."""
+    random = np.random.default_rng(0)
+    embedding = random.normal(0, 0.5, (2, *spec.embedding_shape)).astype(np.float32)
+    feed: dict[str, NDArray[np.generic]] = {
+        "image_embedding": embedding,
+        "image_index": np.array([0, 1, 1]),
+        "point_coords": random.uniform(0, spec.input_size, (3, 5, 2)).astype(np.float32),
+        "point_labels": np.array([[1, 0, -1, -1, 2], [2, 3, 1, 0, -1], [0, 1, 2, 3, 1]], np.float32),
+        "mask_input": random.normal(0, 4, (3, 1, *spec.low_res_hw)).astype(np.float32),
+        "has_mask_input": np.array([0, 1, 1], np.float32),
+    }
+    actual = open_graph(path).run(list(OUTPUT_NAMES), feed)
+    with torch.inference_mode():
+        expected = decoder(*(torch.from_numpy(feed[name]) for name in INPUT_NAMES))
+    return max(float(np.abs(a - e.numpy()).max()) for a, e in zip(actual, expected, strict=True))
+
+
+def _unsupported(path: Path, why: str) -> FailedPrecondition:
+    return FailedPrecondition(f"{path.name} cannot be tuned: {why}", reason="MODEL_UNSUPPORTED")

@@ -1,0 +1,108 @@
+"""The worker process: waits for jobs on its pipe and works on one at a time.
+
+It leaves when the service is gone, and at once when the service dies, so that no job has two workers for longer than it
+takes the system to say so; what it does afterwards would be fenced off all the same.
+"""
+
+import importlib
+import os
+import signal
+import threading
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from typing import Any, Protocol, cast
+
+import structlog
+
+from vplab.errors import Internal, VPLabError
+from vplab.runtime.logs import configure_logging
+from vplab.training.values import Checkpoint, Claim, Report, TuningResult
+from vplab.training.worker.messages import (
+    Alive,
+    CommitAsked,
+    CommitGranted,
+    Done,
+    Failed,
+    FromWorker,
+    WarmUp,
+    WorkerSettings,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class Link:
+    """The worker's end of the pipe."""
+
+    def __init__(self, connection: "Connection[FromWorker, Any]") -> None:
+        self._connection = connection
+
+    def tell(self, *messages: Report | Checkpoint | Alive) -> None:
+        """Tell the service; returns once it is on its way."""
+        for message in messages:
+            self._connection.send(message)
+
+    def commit(self) -> None:
+        """Wait for leave to publish; the service ends this process where there is none."""
+        self._connection.send(CommitAsked())
+        granted = self._connection.recv()
+        if not isinstance(granted, CommitGranted):
+            raise Internal(f"the service answered {type(granted).__name__} instead of a leave to publish")
+
+
+class Worker(Protocol):
+    """Works on jobs; ``vplab.training.worker.job.TuningWorker``."""
+
+    def warm_up(self, segmenter: str) -> None:
+        """Load what every job needs."""
+        ...
+
+    def work_on(self, claim: Claim, link: Link) -> TuningResult:
+        """Bring a job to a published adapter. Raises kinds of ``vplab.errors``."""
+        ...
+
+
+def main(connection: "Connection[FromWorker, Any]", settings: WorkerSettings) -> None:
+    """Work until the service sends None or closes the pipe; the target of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to deal with
+    threading.Thread(target=_leave_with_the_service, daemon=True).start()
+    if settings.niceness and hasattr(os, "nice"):
+        os.nice(settings.niceness)
+    # Read by OpenMP and BLAS when they are loaded, which is with torch.
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        os.environ[f"{library}_NUM_THREADS"] = str(settings.num_threads)
+    configure_logging(service="training-worker", level=settings.log_level, format=settings.log_format)  # type: ignore[arg-type]
+    worker: Worker | None = None
+    while True:
+        try:
+            task: Claim | WarmUp | None = connection.recv()
+            if task is None:
+                return
+            # By name and only now: torch takes seconds to load, and the service must not load it with this module.
+            if worker is None:
+                worker = cast(Worker, importlib.import_module("vplab.training.worker.job").TuningWorker(settings))
+            connection.send(_answer(worker, task, Link(connection)))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _answer(worker: Worker, task: Claim | WarmUp, link: Link) -> Done | Failed:
+    try:
+        if isinstance(task, WarmUp):
+            worker.warm_up(task.segmenter)
+            return Done(None)
+        return Done(worker.work_on(task, link))
+    except VPLabError as error:
+        return Failed.of(error)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise
+    except Exception:
+        _log.exception("worker_failed")
+        return Failed.of(Internal("internal error; the log of the worker says more"))
+
+
+def _leave_with_the_service() -> None:
+    service = parent_process()
+    if service is not None:
+        service.join()
+        os._exit(1)
