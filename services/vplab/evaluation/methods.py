@@ -79,5 +79,5 @@ def _installed(name: str, make: Callable[[], Method]) -> Method:
     try:
         return make()
     except ImportError as error:
-        message = f"{name} needs {error.name}: pip install 'vplab[evaluation]'"
+        message = f"{name} needs {error.name}: pip install 'vplab[evaluation,training]'"
         raise Unimplemented(message) from error

@@ -53,9 +53,9 @@ def test_a_folder_becomes_tables_figures_a_plot_and_sheets(vplab: Vplab, squares
 def test_methods_of_no_service_need_none(
     vplab: Vplab, squares: Path, tmp_path: Path, segmentation: FakeSegmentation
 ) -> None:
-    ran = vplab("evaluate", squares, "--out", "out", "--methods", "plain-box")
+    ran = vplab("evaluate", squares, "--out", "out", "--methods", "plain_box")
     assert ran.code == 0, ran.text
-    assert figures(tmp_path)["clicks"]["plain-box"]["box"]["iou"]["mean"] == 1.0  # squares fill their boxes
+    assert figures(tmp_path)["clicks"]["plain_box"]["box"]["iou"]["mean"] == 1.0  # squares fill their boxes
     assert not segmentation.predictions_asked
 
 
