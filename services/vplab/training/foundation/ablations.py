@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from vplab.training.foundation.evaluation import (
-    BoolArray,
     EvaluationSet,
     Seconds,
     chosen_plane,
@@ -28,6 +27,7 @@ from vplab.training.foundation.export import encoder_spec, round_to_half, segmen
 from vplab.training.foundation.sources import NATURAL_SOURCES, PROCEDURAL, generate_procedural, open_cache
 from vplab.training.foundation.training import Stage, Trainer, TrainingConfig
 from vplab.vision.masks import upsample_logits
+from vplab.vision.measures import BoolArray
 from vplab.vision.nano.architecture import INPUT_SIZE, STRIDE, NanoSegmenter
 from vplab.vision.nano.trunk import MobileNetTrunk
 from vplab.vision.preprocessing import FrameTransform, preprocess
