@@ -1,15 +1,16 @@
-"""Parameter counts: the paper's where it gives them, and the table in the README.
+"""Parameter counts: the paper's where it gives them, and the README's table and example.
 
-``python tests/unit/adapters/test_counts.py`` rewrites the table.
+``PYTHONPATH=tests python tests/unit/adapters/test_counts.py`` rewrites the table.
 """
 
+import re
 from pathlib import Path
 
 import pytest
 
 from fakes.random_decoders import build_decoder
 from vplab.vision.adapters.adapt import adapt
-from vplab.vision.adapters.spec import METHODS, EPeftSpec, HqTokenSpec, PromptTokensSpec, default_spec
+from vplab.vision.adapters.spec import METHODS, EPeftSpec, HqTokenSpec, PromptTokensSpec, QloraSpec, default_spec
 
 README = Path(__file__).parents[3] / "services/vplab/vision/adapters/README.md"
 BEGIN, END = "<!-- counts -->", "<!-- end counts -->"
@@ -17,6 +18,7 @@ NO_GATE = PromptTokensSpec(gate="none")
 VARIANTS = {method: default_spec(method) for method in METHODS} | {
     "prompt_tokens, gate none": NO_GATE,
     "e_peft, gate none": EPeftSpec(prompt_tokens=NO_GATE),
+    "qlora, base_type int8": QloraSpec(base_type="int8"),
     "hq_token, early_channels 768 (ViT-B)": HqTokenSpec(early_channels=768),
     "hq_token, early_channels 1024 (ViT-L)": HqTokenSpec(early_channels=1024),
     "hq_token, early_channels 1280 (ViT-H)": HqTokenSpec(early_channels=1280),
@@ -27,11 +29,12 @@ PAPER = {"image_context": "33.1K", "ia3": "5.6K", "prompt_tokens": "12.8K", "lor
 def table():
     """Return the README's table."""
     decoder = build_decoder(grid=4)
-    lines = ["| method | parameters | tensors | in the paper |", "|---|--:|--:|--:|"]
+    lines = ["| method | parameters | tensors | in the paper | frozen decoder, MB |", "|---|--:|--:|--:|--:|"]
     for name, spec in sorted(VARIANTS.items()):
         adapted = adapt(decoder, spec)
         count, tensors = adapted.num_adapter_parameters, len(adapted.adapter_state())
-        lines.append(f"| {name} | {count:,} | {tensors} | {PAPER.get(name.split(',')[0], '')} |")
+        paper, frozen = PAPER.get(name.split(",")[0], ""), f"{adapted.base_bytes / 1e6:.1f}"
+        lines.append(f"| {name} | {count:,} | {tensors} | {paper} | {frozen} |")
     return "\n".join(lines)
 
 
@@ -62,6 +65,15 @@ def test_gates_add_a_number_for_each_head_of_the_seven_attentions(decoder):
 
 def test_the_readme_has_the_counts():
     assert README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip() == table()
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    made: dict[str, object] = {}
+    exec(example, made)
+    assert made["state"].keys() == made["adapted"].adapter_state().keys()
+    assert len(made["graph"].model_proto.graph.input) == 6
 
 
 if __name__ == "__main__":

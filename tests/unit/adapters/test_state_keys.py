@@ -1,6 +1,7 @@
 """Names and shapes of every method's tensors are a file format: they are compared with a list that is kept.
 
-``python tests/unit/adapters/test_state_keys.py`` rewrites the list, which breaks every adapter made before.
+``PYTHONPATH=tests python tests/unit/adapters/test_state_keys.py`` rewrites the list, which breaks the adapters people
+have.
 """
 
 import json

@@ -21,7 +21,7 @@ from vplab.vision.sam.onnx_decoder import PromptDecoder
 
 
 def adapt(decoder: PromptDecoder, spec: AdapterSpec, *, seed: int = 0) -> "AdaptedDecoder":
-    """Return ``decoder`` with an untrained adapter, on its device.
+    """Return ``decoder`` with an untrained adapter, on its device and in its mode, training or evaluation.
 
     The decoder stays untouched; its weights are shared and frozen, so changing them in place later changes what the
     adapter sees. Equal seeds give equal tensors and draw nothing from torch's global generator. Raises InvalidInput
@@ -31,7 +31,7 @@ def adapt(decoder: PromptDecoder, spec: AdapterSpec, *, seed: int = 0) -> "Adapt
     parts = parts_of(spec, base.mask_decoder)
     device = next(base.parameters()).device
     tensors = {name: value.to(device) for name, value in _initial(parts, seed).items()}
-    return AdaptedDecoder(base, spec, parts, tensors)
+    return AdaptedDecoder(base, spec, parts, tensors).train(decoder.training)
 
 
 class AdaptedDecoder(nn.Module):
@@ -81,6 +81,11 @@ class AdaptedDecoder(nn.Module):
     def early_channels(self) -> int | None:
         """Channels of the early encoder feature that the adapter asks for, or None."""
         return self.spec.early_channels if isinstance(self.spec, HqTokenSpec) else None
+
+    @property
+    def needs_early_features(self) -> bool:
+        """Whether ``forward`` takes early features."""
+        return self.early_channels is not None
 
     @property
     def base_bytes(self) -> int:

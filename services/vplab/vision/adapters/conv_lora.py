@@ -1,8 +1,12 @@
 """Conv-LoRA: LoRA with small convolutions between A and B wherever a linear reads the image's sequence.
 
-Source: Zhong et al., "Convolution Meets LoRA" (arXiv 2401.17868) and its code in AutoGluon. Deviation: it acts in the
-mask decoder and not in the image encoder, where it would make every cached embedding invalid. Deviation: a few experts
-that all answer, weighted by a softmax, stand in for eight behind a noisy top-1 gate with a balance loss.
+Source: Zhong et al., "Convolution Meets LoRA" (arXiv 2401.17868) and its code in AutoGluon.
+
+Deviation: Conv-LoRA acts in the mask decoder here and not in the image encoder, where it would make every cached
+embedding invalid.
+
+Deviation: a few experts of Conv-LoRA that all answer, weighted by a softmax, stand in for eight behind a noisy top-1
+gate with a balance loss.
 """
 
 import copy

@@ -2,8 +2,8 @@
 
 Source: Ke et al., "Segment Anything in High Quality" (arXiv 2306.01567), ``mask_decoder_hq.py`` of SysCV/sam-hq. As
 there, the HQ mask alone is supervised, so in training mode every plane is the HQ mask; in evaluation mode it is added
-to each of SAM's planes. Deviation: without an early feature (``early_channels`` unset) the fusion is of the image
-embedding and the decoder's own feature only.
+to each of SAM's planes. Deviation: where no early feature is at hand (``early_channels`` unset), HQ-SAM's fusion
+is of the image embedding and the decoder's own feature only.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """The image-context adapter: an MLP on the mean image embedding, added to every prompt token.
 
 Source: VP Lab's "lightweight adapter module that shares the average image representation with the prompt through an
-MLP"; 33.1K parameters are an MLP 256-64-256 with biases. Unstated: its activation, here ReLU as in SAM's own MLPs, and
-its start, here the identity through a last layer of zeros.
+MLP"; 33.1K parameters are an MLP 256-64-256 with biases. Unstated: the adapter MLP's activation, here ReLU as in SAM's
+own, and its start, here the identity through a last layer of zeros.
 """
 
 import math

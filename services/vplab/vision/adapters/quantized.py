@@ -1,7 +1,7 @@
 """Linear layers whose frozen weight is kept in eight or four bits and turned back into floats when used.
 
-Source of NF4: Dettmers et al., "QLoRA" (arXiv 2305.14314), appendix E. Deviation: the block scales stay float32; double
-quantisation would save another 0.4 bit of each weight's 4.5.
+Source of NF4: Dettmers et al., "QLoRA" (arXiv 2305.14314), appendix E. Deviation: QLoRA's block scales stay float32;
+double quantisation would save another 0.4 bit of each weight's 4.5.
 """
 
 import torch

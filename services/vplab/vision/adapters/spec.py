@@ -36,7 +36,7 @@ class LoraSpec(_Spec):
 class Ia3Spec(_Spec):
     """Learned scales of activations (Liu et al., arXiv 2205.05638): 5,632 parameters.
 
-    Unstated: which activations; the targets are the simplest of those that give the paper's 5.6K.
+    Unstated: which activations IA3 scales; these are the simplest of those that give the paper's 5.6K.
     """
 
     method: Literal["ia3"] = "ia3"
@@ -55,7 +55,7 @@ class Ia3Spec(_Spec):
 class PromptTokensSpec(_Spec):
     """Deep memory tokens before both sequences (VPT-deep, Jia et al., arXiv 2203.12119): 12,800 parameters.
 
-    Unstated: how the 50 tokens are spread; here ten for each sequence that each stage reads.
+    Unstated: how the 50 prompt tokens are spread; here ten for each sequence that each stage reads.
     """
 
     method: Literal["prompt_tokens"] = "prompt_tokens"
@@ -86,8 +86,8 @@ class ImageContextSpec(_Spec):
 class EPeftSpec(_Spec):
     """VP Lab's ensemble of the four: 195,904 parameters besides the gates. A part that is None is left out.
 
-    Deviation: the paper states 201.1K parameters; its four parts, each as the paper counts it, sum to 195.9K, and
-    nothing published says where the rest is.
+    Deviation: the paper states 201.1K parameters for E-PEFT; its four parts, each as the paper counts it, sum to
+    195.9K, and nothing published says where the rest is.
     """
 
     method: Literal["e_peft"] = "e_peft"
