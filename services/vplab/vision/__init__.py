@@ -4,6 +4,6 @@ Letters in shapes, everywhere in the project: B batch, N points or prompts, M ma
 grid, D feature width, C channels, R LoRA rank, P tokens of one prompt. Points are (x, y), boxes (x_min, y_min, x_max,
 y_max), sizes (height, width).
 
-Modules of this package that import torch live in ``vplab.vision.sam`` and ``vplab.vision.nano``; everything else runs
-on numpy and OpenCV, which is what keeps the inference services small.
+Modules of this package that import torch live in ``vplab.vision.sam``, ``vplab.vision.nano`` and
+``vplab.vision.adapters``; everything else runs on numpy and OpenCV, which is what keeps the inference services small.
 """

@@ -1,7 +1,7 @@
 """Adapter layers: a bottleneck with a residual behind every attention and MLP.
 
 Source: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP" (arXiv 1902.00751). Deviation: layer norms,
-which Houlsby et al. train, stay frozen, so that all that trains is beside the base weights.
+which Houlsby's adapters train too, stay frozen, so that all that trains is beside the base weights.
 """
 
 import math
