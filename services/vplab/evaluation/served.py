@@ -19,6 +19,8 @@ from vplab.vision.simulated_clicks import spread_clicks
 NUM_REFERENCE_CLICKS = 4
 """Clicks that make the reference of zero shots."""
 NUM_IN_FLIGHT = 4
+_TIMEOUT_S = 600.0
+"""Nobody waits for a single answer here, and a large model on a busy CPU is slow."""
 _PATIENCE_S = 60.0
 _PAUSE_S = (0.5, 5.0)
 
@@ -54,6 +56,7 @@ class Services:
                 multimask=multimask,
                 include_low_res_logits=True,
                 known_digest=self._digests.get(name),
+                timeout_s=_TIMEOUT_S,
             )
         )
         self._remember(name, prediction.provenance)
@@ -79,7 +82,7 @@ class Services:
                 segmenter=self.segmenter,
                 feature_encoder=self.feature_encoder,
             )
-            made = patiently(lambda: self.client.segmentation.create_prompt_set(draft))
+            made = patiently(lambda: self.client.segmentation.create_prompt_set(draft, timeout_s=_TIMEOUT_S))
             self._tell("segmenter", made.segmenter)
             self._tell("feature_encoder", made.feature_encoder)
             self._prompt_sets[key] = made.model.name
@@ -93,6 +96,7 @@ class Services:
                 prompt_set,
                 options=SegmentOptions(matcher=matcher, seed=seed),
                 known_digest=self._digests.get(name),
+                timeout_s=_TIMEOUT_S,
             )
         )
         self._remember(name, found.provenance)
