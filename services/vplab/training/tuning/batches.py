@@ -33,11 +33,12 @@ class Batch:
     targets: Tensor
     """(N, S, S) float32 of 0 and 1."""
     early_features: Tensor | None = None
-    """(B, E, h, w) float32 where the method fuses them."""
+    """(B, E, h, w) float32 where the examples have them."""
 
     def decode(self, decoder: TunableDecoder) -> tuple[Tensor, Tensor]:
         """Return logits (N, M, h, w) and predicted IoU (N, M), in the precision of the decoder."""
-        early = () if self.early_features is None else (self.early_features,)
+        wants_early = getattr(decoder, "needs_early_features", False)
+        early = (self.early_features,) if wants_early and self.early_features is not None else ()
         return decoder(
             self.embedding, self.image_index, self.coords, self.labels, self.mask_input, self.has_mask_input, *early
         )

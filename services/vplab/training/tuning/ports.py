@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class TunableDecoder(Protocol):
     """A prompt decoder whose base is frozen, such as ``vplab.vision.adapters.AdaptedDecoder``.
 
-    A module that needs the early features of the images has the attribute ``needs_early_features`` set to True and
-    takes them, (B, C, h, w), as a seventh argument.
+    A module that needs the early features of the images has a true attribute ``needs_early_features`` and takes them,
+    (B, E, h, w), as a seventh argument.
     """
 
     def __call__(
@@ -28,6 +28,10 @@ class TunableDecoder(Protocol):
 
     def to(self, device: str) -> nn.Module:
         """Move to a device, in place."""
+        ...
+
+    def train(self, mode: bool) -> nn.Module:
+        """Set what methods do only while they are trained; tuning leaves the mode off."""
         ...
 
     def adapter_parameters(self) -> Iterable[nn.Parameter]:

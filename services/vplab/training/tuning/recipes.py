@@ -17,4 +17,4 @@ def recipe(method: str, num_images: int) -> TuningOptions:
     rate = _LEARNING_RATES.get(method, _DEFAULT.learning_rate)
     if num_images <= 10:
         return replace(_DEFAULT, learning_rate=rate)
-    return replace(_DEFAULT, learning_rate=rate, num_steps=160, num_views=2, num_checks=4)
+    return replace(_DEFAULT, learning_rate=rate, num_steps=120, num_views=2)

@@ -148,6 +148,7 @@ class _Tuning:
         prompts = drawer.draw(self._options.batch_size, rng)
         examples = self._trained_on(run)
         total, refined = 0.0, list[DrawnPrompt]()
+        self._decoder.train(True)
         self._optimizer.zero_grad(set_to_none=True)
         for is_second in (False, True):
             for members, batch in batches(refined if is_second else prompts, examples, self._segmenter, self._device):
@@ -222,6 +223,7 @@ class _Tuning:
         return "held_out" if len(self._runs) > 1 else "training"
 
     def _check(self, run: Run) -> tuple[TuningMetrics, tuple[TuningPreview, ...]]:
+        self._decoder.train(False)
         with self._autocast():
             metrics, previews = validate(self._decoder, self._validated_on(run), self._segmenter, self._device)
         curve = self._at.curves.setdefault(run.name, [])
@@ -254,6 +256,7 @@ class _Tuning:
         return [(same[0][0], mean_metrics([TuningMetrics(**m) for _, m in same])) for same in checks]
 
     def _result(self) -> TuningResult:
+        self._decoder.train(False)
         self._decoder.load_adapter_state(self._best)
         metrics = dict(self._metrics())
         return TuningResult(

@@ -73,12 +73,12 @@ class TuningExample:
 class TuningOptions:
     """How an adapter is trained. The defaults are those of E-PEFT; ``for_method`` has every method's."""
 
-    num_steps: int = 80
+    num_steps: int = 50
     """Most optimiser steps of a run; early stopping may choose fewer."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    warmup_steps: int = 8
-    batch_size: int = 16
+    warmup_steps: int = 5
+    batch_size: int = 8
     """Prompts of a step."""
     clip_norm: float = 1.0
     seed: int = 0
@@ -88,7 +88,7 @@ class TuningOptions:
     """Runs that leave images out to find the number of steps, from three images up; 0 always trains all steps."""
     num_checks: int = 4
     """How often a run measures the validation IoU."""
-    checkpoint_every: int = 20
+    checkpoint_every: int = 10
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
