@@ -35,6 +35,7 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
         self.prompt_sets: dict[str, list[pb.PromptSet]] = {}
         self.blobs: dict[str, bytes] = {}
         self.num_segmented = 0
+        self.adapters_asked: list[str] = []
         self.predictions_asked: list[pb.PredictMasksRequest] = []
         self.before_segment: Callable[[bytes], None] = lambda data: None
         self.adapter_thresholds: dict[str, int] = {}
@@ -92,6 +93,7 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
             pixels = decode(request.image.encoded)
             with self._lock:
                 self.num_segmented += 1
+                self.adapters_asked.append(request.adapter)
             mask = pixels >= self.adapter_thresholds.get(request.adapter, THRESHOLD)
             prompt_set = self.prompt_sets[request.prompt_set.split("/")[1]][-1]
             return pb.SegmentImageResponse(

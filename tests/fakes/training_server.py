@@ -14,7 +14,7 @@ from fakes.segmentation_server import refusing
 from vplab.api.training.v1 import training_service_pb2 as pb
 from vplab.api.training.v1 import training_service_pb2_grpc as pb_grpc
 from vplab.api.vision.v1 import vision_pb2
-from vplab.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
+from vplab.errors import AlreadyExists, NotFound, Unavailable, VPLabError
 from vplab.wire.masks import mask_to_proto
 
 NUM_STEPS = 4
@@ -37,7 +37,7 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
         self.breaks = 0
         self.fails_with = ""
         self.promotion = ""
-        self.refuses: InvalidInput | None = None
+        self.refuses: VPLabError | None = None
         self._by_request: dict[str, str] = {}
 
     def CreateTuningJob(self, request: Any, context: grpc.ServicerContext) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from fakes.command_bench import Bench, running_bench
 from fakes.segmentation_server import FakeSegmentation, serving_in_threads
 from vplab.cli.main import app
 
@@ -47,6 +48,13 @@ def vplab(
             return Ran(result.exit_code, result.stdout, result.stderr)
 
         yield run
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.chdir(tmp_path)
+    with running_bench(tmp_path) as bench:
+        yield bench
 
 
 @pytest.fixture

@@ -1,69 +1,21 @@
 """``vplab tune`` against a training service that follows a script, a real registry, and masks from brightness."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from fakes.registry_process import registry_in_a_thread
-from fakes.segmentation_server import FakeSegmentation, serving_in_threads
-from fakes.training_server import FakeTraining, training_in_threads
+from fakes.command_bench import ADAPTER, DARK, Bench
 from fakes.vplab_command import CLEAN, QUIET
 from vplab.api.segmentation.v1 import segmentation_service_pb2 as segmentation_pb
 from vplab.api.training.v1 import training_service_pb2 as pb
-from vplab.cli.main import app
 from vplab.errors import InvalidInput
 from vplab.vision.label_images import label_png
-
-ADAPTER = "artifacts/tuned/versions/1"
-DARK = 100
-"""Grey of the objects: below the base segmenter's threshold, above that of the adapter."""
-
-
-@dataclass
-class Bench:
-    """The three services and the command."""
-
-    training: FakeTraining
-    segmentation: FakeSegmentation
-    arguments: list[str]
-    folder: Path
-
-    def run(self, *arguments: object) -> Any:
-        result = CliRunner().invoke(app, [*self.arguments, *map(str, arguments)])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    def tune(self, *arguments: object) -> Any:
-        return self.run("tune", "--adapter", "tuned", "--json", "f.json", *arguments)
-
-    @property
-    def figures(self) -> Any:
-        return json.loads((self.folder / "f.json").read_text())
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.chdir(tmp_path)
-    training, segmentation = FakeTraining(), FakeSegmentation()
-    segmentation.adapter_thresholds[ADAPTER] = DARK - 10
-    with (
-        registry_in_a_thread(tmp_path / "registry") as registry,
-        serving_in_threads(segmentation) as masks,
-        training_in_threads(training) as tuning,
-    ):
-        where = ["--home", str(tmp_path / "home"), "--registry", registry]
-        yield Bench(training, segmentation, [*where, "--segmentation", masks, "--training", tuning], tmp_path)
 
 
 @pytest.fixture
