@@ -83,7 +83,7 @@ async def test_an_adapter_of_another_segmenter_is_refused(prompted: Serving, sit
 
 
 async def test_what_is_no_adapter_is_refused(serving: Serving) -> None:
-    with pytest.raises(FailedPrecondition, match="cannot be served as an adapter: it is a encoder") as no_adapter:
+    with pytest.raises(FailedPrecondition, match="cannot be served as an adapter: its kind is encoder") as no_adapter:
         await logits(serving, "artifacts/tiny-encoder")
     assert no_adapter.value.reason == "MODEL_UNSUPPORTED"
     with pytest.raises(NotFound):

@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from vplab.errors import InvalidInput
-from vplab.vision.label_images import colour_of, label_png, read_labels
+from vplab.vision.images import ImageLimits
+from vplab.vision.label_images import colour_of, decode_edited_labels, label_png, read_labels
 
 
 @settings(max_examples=50)
@@ -41,3 +43,46 @@ def test_grey_one_bit_and_palette_files_are_read_and_others_refused(tmp_path: Pa
     path.write_text("text")
     with pytest.raises(InvalidInput, match="cannot read"):
         read_labels(path)
+
+
+def _saved(pixels: np.ndarray, mode: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, mode, **options)
+    return file.getvalue()
+
+
+@settings(max_examples=50)
+@given(labels=hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)))
+def test_an_editor_that_saves_in_colour_keeps_the_class_ids(labels: np.ndarray) -> None:
+    with Image.open(io.BytesIO(label_png(labels))) as image:
+        colours = np.asarray(image.convert("RGB"))
+    for edited in (label_png(labels), _saved(labels), _saved(colours), _saved(colours, "BMP")):
+        np.testing.assert_array_equal(decode_edited_labels(edited), labels)
+
+
+def test_what_is_erased_to_transparency_is_background_whatever_its_colour() -> None:
+    colours = np.full((2, 2, 4), 255, np.uint8)
+    colours[0, 0] = (*colour_of(3), 255)
+    colours[1, 1] = (9, 200, 77, 0)
+    colours[0, 1] = (12, 12, 12, 255)
+    colours[1, 0] = (255, 255, 255, 0)
+    assert decode_edited_labels(_saved(colours)).tolist() == [[3, 12], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (_saved(np.full((3, 4, 3), (0, 1, 0), np.uint8)), r"\(0, 1, 0\) at x 0, y 0 is no class's; 1 such"),
+        (_saved(np.zeros((3, 4), np.uint16)), "its mode is I;16"),
+        (b"text", "no JPEG, PNG"),
+        (_saved(np.random.default_rng(0).integers(0, 9, (30, 40), np.uint8))[:200], "cannot be read"),
+    ],
+)
+def test_what_holds_no_class_ids_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        decode_edited_labels(data)
+
+
+def test_a_label_image_is_bounded_before_it_is_decoded() -> None:
+    with pytest.raises(InvalidInput, match="12 pixels"):
+        decode_edited_labels(_saved(np.zeros((3, 4), np.uint8)), ImageLimits(max_pixels=11))

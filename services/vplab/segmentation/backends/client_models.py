@@ -68,7 +68,7 @@ class ClientModels:
         try:
             version = await self._registry.get_version(name)
             if version.kind != "adapter":
-                raise ModelUnsupported(version.name, _ADAPTER, f"it is a {version.kind}")
+                raise ModelUnsupported(version.name, _ADAPTER, f"its kind is {version.kind}")
         except (Unavailable, DeadlineExceeded):
             _log.warning("registry_unavailable", name=name)  # then the version that the name led to last
         async with self._reading(name) as snapshot:
