@@ -18,8 +18,9 @@ class GrabCut:
 
     Box settings were chosen on held-out images of ecssd and bsds500 only. Resolution mattered most: 384 pixels lost a
     little and 256 a lot against the images' own 400 to 481. Two iterations did as well as five. Cutting the context to
-    a margin around the box did not help, nor did an ellipse in the box as the first guess. The settings for clicks are
-    plausible values, not the winners of a comparison.
+    a margin around the box did not help, nor did an ellipse in the box as the first guess. With clicks, a first guess
+    by geodesic distance did as well after five clicks as the discs used here; larger discs and starting from the last
+    mask did worse.
     """
 
     max_side: int = 512
