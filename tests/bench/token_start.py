@@ -8,6 +8,7 @@ is not run again. The sets are found through VPLAB_DATA.
 import argparse
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from PIL import Image
 from vplab.training.tuning.examples import build_examples
 from vplab.training.tuning.trainer import tune
 from vplab.training.tuning.validation import validate
-from vplab.training.tuning.values import EmbeddedView, TuningOptions
+from vplab.training.tuning.values import EmbeddedView, TuningExample, TuningOptions
 from vplab.training.worker.decoder_weights import load_decoder
 from vplab.vision.adapters.adapt import adapt
 from vplab.vision.adapters.spec import EPeftSpec, PromptTokensSpec
 from vplab.vision.preprocessing import preprocess
+from vplab.vision.sam.onnx_decoder import PromptDecoder
 from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 
 BUILTIN = Path(__file__).parents[2] / "services" / "vplab" / "registry" / "builtin"
@@ -53,28 +55,42 @@ def embed(folder: Path, names: list[str]) -> list[EmbeddedView]:
     return views
 
 
-def measure(root: Path, name: str, variant: str, num_steps: int, batch_size: int) -> dict[str, float]:
-    """Return the IoU on images that are not tuned on, before and after, in per cent."""
-    spec = spec_from_json((BUILTIN / "nano-segmenter" / "model.json").read_bytes())
-    assert isinstance(spec, SegmenterSpec)
-    method, rate = VARIANTS[variant]
-    options = TuningOptions(
-        num_steps=num_steps, batch_size=batch_size, learning_rate=rate, num_views=1, num_folds=0, num_checks=1
-    )
-    decoder = adapt(load_decoder(BUILTIN / "nano-segmenter", spec), method)
-    images = sorted(path.name for path in (root / name / "images").iterdir())[: NUM_TUNING + NUM_TEST]
-    examples = build_examples(embed(root / name, images), [1], spec)
-    tuning = [e for e in examples if e.image_index < NUM_TUNING]
-    test = [e for e in examples if e.image_index >= NUM_TUNING]
-    before, _ = validate(decoder, test, spec)
-    tune(decoder, tuning, spec, options, num_threads=1)
-    after, _ = validate(decoder, test, spec)
-    return {
-        "box before": 100 * before.box_iou,
-        "box after": 100 * after.box_iou,
-        "click before": 100 * before.point_iou,
-        "click after": 100 * after.point_iou,
-    }
+@dataclass(frozen=True)
+class Task:
+    """One image set, embedded once for all variants."""
+
+    decoder: PromptDecoder
+    segmenter: SegmenterSpec
+    tuning: list[TuningExample]
+    test: list[TuningExample]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Task":
+        """Take the first images of a set to tune on and the next ones to test."""
+        spec = spec_from_json((BUILTIN / "nano-segmenter" / "model.json").read_bytes())
+        assert isinstance(spec, SegmenterSpec)
+        images = sorted(path.name for path in (folder / "images").iterdir())[: NUM_TUNING + NUM_TEST]
+        examples = build_examples(embed(folder, images), [1], spec)
+        tuning = [e for e in examples if e.image_index < NUM_TUNING]
+        test = [e for e in examples if e.image_index >= NUM_TUNING]
+        return cls(load_decoder(BUILTIN / "nano-segmenter", spec), spec, tuning, test)
+
+    def measure(self, variant: str, num_steps: int, batch_size: int) -> dict[str, float]:
+        """Return the IoU on the test images, before and after tuning, in per cent."""
+        method, rate = VARIANTS[variant]
+        options = TuningOptions(
+            num_steps=num_steps, batch_size=batch_size, learning_rate=rate, num_views=1, num_folds=0, num_checks=1
+        )
+        decoder = adapt(self.decoder, method)
+        before, _ = validate(decoder, self.test, self.segmenter)
+        tune(decoder, self.tuning, self.segmenter, options, num_threads=1)
+        after, _ = validate(decoder, self.test, self.segmenter)
+        return {
+            "box before": 100 * before.box_iou,
+            "box after": 100 * after.box_iou,
+            "click before": 100 * before.point_iou,
+            "click after": 100 * after.point_iou,
+        }
 
 
 def main() -> None:
@@ -86,11 +102,12 @@ def main() -> None:
     arguments = parser.parse_args()
     root = Path(os.environ.get("VPLAB_DATA", "../shared/data"))
     found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    for name in SETS:
-        for variant in VARIANTS:
+    tasks = {name: Task.of(root / name) for name in SETS}
+    for variant in VARIANTS:
+        for name, task in tasks.items():
             key = f"{name}: {variant}: {arguments.steps} x {arguments.batch_size}"
             if key not in found:
-                found[key] = measure(root, name, variant, arguments.steps, arguments.batch_size)
+                found[key] = task.measure(variant, arguments.steps, arguments.batch_size)
                 arguments.out.write_text(json.dumps(found, indent=1))
                 print(key, {k: round(v, 1) for k, v in found[key].items()}, flush=True)
     print("| tokens | box before | box after | click before | click after |\n|---|--:|--:|--:|--:|")
