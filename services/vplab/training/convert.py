@@ -3,6 +3,7 @@
 import hashlib
 import math
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -162,8 +163,9 @@ def _inline(message: pb.InlineDataset) -> DraftDataset:
     for index, validated in enumerate(message.images):
         field = f"inline.images[{index}]"
         name = validated.file_name
-        if not 1 <= len(name) <= MAX_FILE_NAME:
-            raise InvalidInput(f"must have 1 to {MAX_FILE_NAME} characters", field=f"{field}.file_name")
+        if not 1 <= len(name) <= MAX_FILE_NAME or not PurePosixPath(name).name:
+            message = f"must name a file in 1 to {MAX_FILE_NAME} characters"
+            raise InvalidInput(message, field=f"{field}.file_name")
         if name in images:
             raise InvalidInput(f"{name!r} is there twice", field=f"{field}.file_name", metadata={"file": name})
         images[name] = DraftImage(name, _image(validated, field), _masks(validated, classes, field))

@@ -1,7 +1,9 @@
 """What each method can be told: every default filled in, and what it has no use for refused."""
 
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
+
+from pydantic import BaseModel
 
 from vplab.errors import InvalidInput
 from vplab.training.tuning.values import TuningOptions as Recipe
@@ -10,11 +12,11 @@ from vplab.vision.adapters.spec import (
     METHODS,
     AdapterSpec,
     EPeftSpec,
-    LoraSpec,
     PromptTokensSpec,
-    adapter_spec_from_json,
     default_spec,
 )
+
+Spec = TypeVar("Spec", bound=BaseModel)
 
 _SEQUENCES: Final = 5
 """Two for the prompts' sequence and three for the image's, over which prompt tokens are spread."""
@@ -52,9 +54,7 @@ def adapter_spec(method: TuningMethod, options: TuningOptions) -> AdapterSpec:
         )
     if isinstance(spec, PromptTokensSpec):
         return _with_tokens(spec, options)
-    if _lora_rank(spec) is not None and options.lora_rank is not None:
-        return adapter_spec_from_json(spec.model_copy(update={"rank": options.lora_rank}).model_dump_json())
-    return spec
+    return _with_rank(spec, options)
 
 
 def recipe(method: TuningMethod, options: TuningOptions, num_images: int) -> Recipe:
@@ -89,10 +89,12 @@ def _num_prompt_tokens(spec: AdapterSpec) -> int | None:
     return sum(tokens.query_tokens) + sum(tokens.image_tokens)
 
 
-def _with_rank(lora: LoraSpec, options: TuningOptions) -> LoraSpec:
-    # Alpha follows the rank, so that the update's scale, alpha / rank, stays what the learning rate was chosen for.
-    rank = options.lora_rank or lora.rank
-    return lora.model_copy(update={"rank": rank, "alpha": lora.alpha / lora.rank * rank})
+def _with_rank(spec: Spec, options: TuningOptions) -> Spec:
+    """Change the rank of a method that has one; alpha follows, so that the update's scale, alpha / rank, stays."""
+    rank, default = options.lora_rank, getattr(spec, "rank", None)
+    if rank is None or default is None:
+        return spec
+    return spec.model_copy(update={"rank": rank, "alpha": spec.alpha / default * rank})  # type: ignore[attr-defined]
 
 
 def _with_tokens(tokens: PromptTokensSpec, options: TuningOptions) -> PromptTokensSpec:
