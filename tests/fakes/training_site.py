@@ -32,11 +32,11 @@ class TrainingSite:
     client: AsyncClient
     executor: LocalExecutor
 
-    async def ended(self, name: str, timeout_s: float = 300.0) -> TuningJob:
+    async def ended(self, name: str, timeout_s: float = 1200.0) -> TuningJob:
         """Wait for a job's terminal event."""
         return (await self.events(name, timeout_s))[-1].event  # type: ignore[return-value]
 
-    async def events(self, name: str, timeout_s: float = 300.0) -> list[TuningEvent]:
+    async def events(self, name: str, timeout_s: float = 1200.0) -> list[TuningEvent]:
         """Return a job's events up to the terminal one."""
         async with asyncio.timeout(timeout_s):
             return [event async for event in self.client.training.watch_tuning_job(name)]

@@ -164,8 +164,8 @@ def _inline(message: pb.InlineDataset) -> DraftDataset:
         field = f"inline.images[{index}]"
         name = validated.file_name
         if not 1 <= len(name) <= MAX_FILE_NAME or not PurePosixPath(name).name:
-            message = f"must name a file in 1 to {MAX_FILE_NAME} characters"
-            raise InvalidInput(message, field=f"{field}.file_name")
+            why = f"must name a file in 1 to {MAX_FILE_NAME} characters"
+            raise InvalidInput(why, field=f"{field}.file_name")
         if name in images:
             raise InvalidInput(f"{name!r} is there twice", field=f"{field}.file_name", metadata={"file": name})
         images[name] = DraftImage(name, _image(validated, field), _masks(validated, classes, field))

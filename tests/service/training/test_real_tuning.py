@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 
 from fakes.training_site import SEGMENTER, TrainingSite, nano_site, scratches, training_beside
-from vplab.client.training.values import TuningJob, TuningOptions, TuningProgress, TuningRequest
+from vplab.client.training.values import TuningJob, TuningOptions, TuningPreview, TuningProgress, TuningRequest
 from vplab.vision.adapters.spec import adapter_spec_from_json
 from vplab.vision.specs import SegmenterSpec, spec_from_json
 
-FEW = TuningOptions(num_steps=6, seed=3)
+FEW = TuningOptions(num_steps=2, seed=3)
 
 
 @pytest.fixture
@@ -23,9 +23,7 @@ async def running(tmp_path: Path) -> AsyncIterator[TrainingSite]:
 
 
 @pytest.mark.slow
-async def test_validated_masks_become_a_promoted_adapter_that_can_be_made_again(
-    running: TrainingSite, tmp_path: Path
-) -> None:
+async def test_validated_masks_become_a_promoted_adapter(running: TrainingSite, tmp_path: Path) -> None:
     request = TuningRequest("scratch-adapter", scratches(), options=FEW, promote_alias="production")
     created = await running.client.training.create_tuning_job(request)
     events = await running.events(created.name)
@@ -38,12 +36,6 @@ async def test_validated_masks_become_a_promoted_adapter_that_can_be_made_again(
     _check_events([event.event for event in events])
     promoted = await running.client.registry.get_version("artifacts/scratch-adapter")
     assert promoted.digest == job.adapter.digest
-
-    again = await running.ended((await running.client.training.create_tuning_job(request)).name)
-    assert again.adapter is not None
-    assert again.dataset == job.dataset, "equal data is published once"
-    assert await running.files(again.adapter.name) == await running.files(job.adapter.name)
-    print({k: round(v, 2) for k, v in again.metrics.items() if k.startswith("seconds")})
 
 
 async def _check_version(running: TrainingSite, job: TuningJob, tmp_path: Path) -> None:
@@ -67,7 +59,7 @@ async def _check_version(running: TrainingSite, job: TuningJob, tmp_path: Path) 
     said = json.loads((folder / "adapter.json").read_text())
     assert adapter_spec_from_json(json.dumps(said["adapter"])).method == "e_peft"
     assert said["segmenter"]["digest"] == segmenter.digest
-    assert (said["training"]["seed"], said["training"]["num_steps"]) == (3, 6)
+    assert (said["training"]["seed"], said["training"]["num_steps"]) == (3, 2)
     assert json.loads((folder / "parity.json").read_text())["passed"]
     spec = spec_from_json((folder / "model.json").read_bytes())
     assert isinstance(spec, SegmenterSpec)
@@ -93,3 +85,7 @@ def _check_events(events: list[object]) -> None:
     progress = [event for event in events if isinstance(event, TuningProgress)]
     assert progress[-1].num_steps == progress[-1].step
     assert any(report.validation_iou is not None for report in progress)
+    previews = [event for event in events if isinstance(event, TuningPreview)]
+    assert previews
+    assert previews[0].mask.shape == (128, 160)
+    assert previews[0].file_name.startswith("part-")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
@@ -28,9 +27,10 @@ from vplab.training.models.parity import (
 from vplab.training.tuning.values import TuningExample, TuningResult
 from vplab.training.values import ModelRef, TuningPlan
 from vplab.training.worker.graph_templates import GraphTemplates, half_precision, save_graph
+from vplab.training.worker.mask_prompts import box_around, decode, point_in, tokens_of
 from vplab.vision.adapters.adapt import AdaptedDecoder
-from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
-from vplab.vision.sam.onnx_decoder import INPUT_NAMES, OUTPUT_NAMES
+from vplab.vision.prompts import ObjectPrompt
+from vplab.vision.sam.onnx_decoder import OUTPUT_NAMES
 from vplab.vision.specs import SegmenterSpec
 
 HALF_TOLERANCE: Final = 0.1
@@ -38,8 +38,6 @@ HALF_TOLERANCE: Final = 0.1
 masks must agree as of any export."""
 _MAX_IMAGES: Final = 4
 _PACKAGES: Final = ("onnx", "segment-anything", "torch")
-
-Feed = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,10 @@ def write_adapter(
     templates: GraphTemplates,
     on_export: Callable[[], None],
 ) -> ParityReport:
-    """Write every file of the version and return the comparison, passed or not.
+    """Write every file of the version and return the comparison, passed or not; ``adapted`` is on the CPU.
 
     The graph has half-precision weights; where their rounding shows in the masks, single-precision ones.
     """
-    adapted = adapted.to("cpu").eval()
     report = _write_graph(folder, version.segmenter_spec, adapted, examples, templates, on_export, is_half=True)
     if not report.passed:
         report = _write_graph(folder, version.segmenter_spec, adapted, examples, templates, on_export, is_half=False)
@@ -114,12 +111,12 @@ def _compare(
     cases = []
     for name, makes in _PROMPTS:
         prompts = [makes(mask, logits) for (_, mask), logits in zip(masks, earlier, strict=True)]
-        tokens = [_tokens(p, originals[i], spec) for (i, _), p in zip(masks, prompts, strict=True)]
+        tokens = [tokens_of(p, originals[i], spec) for (i, _), p in zip(masks, prompts, strict=True)]
         feed = graph_inputs(embedding, image_index, tokens, spec)
         actual = session.run(list(OUTPUT_NAMES), feed)
         earlier = [plane[0] for plane in actual[0]]
         for where, module, tolerance in (("", merged, LOGIT_TOLERANCE), (", as tuned", adapted, HALF_TOLERANCE)):
-            logits, ious = _decode(module, feed)
+            logits, ious = decode(module, feed)
             mask_iou, worst = mask_ious(actual[0], logits, spec.mask_threshold)
             case = ParityCase(
                 name=name + where,
@@ -137,48 +134,11 @@ def _compare(
     return cases
 
 
-def _point(mask: NDArray[np.bool_], earlier: NDArray[np.float32] | None) -> ObjectPrompt:
-    rows, columns = np.nonzero(mask)
-    middle = len(rows) // 2
-    return ObjectPrompt(points_xy=np.array([[columns[middle], rows[middle]]], np.float32), point_labels=np.array([1]))
-
-
-def _box(mask: NDArray[np.bool_], earlier: NDArray[np.float32] | None) -> ObjectPrompt:
-    rows, columns = np.nonzero(mask)
-    corners = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    return ObjectPrompt(box_xyxy=np.array(corners, np.float32), low_res_logits=earlier)
-
-
 _PROMPTS: Final[tuple[tuple[str, Callable[..., ObjectPrompt]], ...]] = (
-    ("one point", _point),
-    ("box", lambda mask, _: _box(mask, None)),
-    ("box and mask input", _box),
+    ("one point", point_in),
+    ("box", lambda mask, _: box_around(mask)),
+    ("box and mask input", box_around),
 )
-
-
-def _tokens(prompt: ObjectPrompt, example: TuningExample, spec: SegmenterSpec) -> PromptTokens:
-    """Return the tokens of a prompt that is in the segmenter's frame, where the examples' masks are."""
-    transform = example.transform
-    points = None if prompt.points_xy is None else transform.points_to_original(prompt.points_xy)
-    box = None if prompt.box_xyxy is None else _box_to_original(prompt.box_xyxy, example)
-    moved = ObjectPrompt(
-        points_xy=prompt.points_xy if points is None else points,
-        point_labels=prompt.point_labels,
-        box_xyxy=box,
-        low_res_logits=prompt.low_res_logits,
-    )
-    return prompt_tokens(moved, transform, spec)
-
-
-def _box_to_original(box_xyxy: NDArray[np.float32], example: TuningExample) -> NDArray[np.float32]:
-    corners: NDArray[np.float32] = example.transform.points_to_original(box_xyxy.reshape(2, 2))
-    return corners.reshape(4)
-
-
-def _decode(module: nn.Module, feed: Feed) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    with torch.inference_mode():
-        logits, ious = module(*(torch.from_numpy(np.asarray(feed[name])) for name in INPUT_NAMES))
-    return logits.numpy(), ious.numpy()
 
 
 def _description(version: AdapterVersion, adapted: AdaptedDecoder, result: TuningResult) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from vplab.training.tuning.values import (
     TuningExample,
     TuningMetrics,
     TuningOptions,
+    TuningPreview,
     TuningProgress,
     TuningResult,
 )
@@ -36,6 +37,7 @@ from vplab.training.values import TuningResult as PublishedResult
 from vplab.training.worker.adapter_files import AdapterVersion, write_adapter
 from vplab.training.worker.decoder_weights import load_decoder
 from vplab.training.worker.graph_templates import GraphTemplates
+from vplab.training.worker.mask_prompts import box_previews
 from vplab.training.worker.messages import Alive, WorkerSettings
 from vplab.training.worker.process import Link
 from vplab.vision.adapters.adapt import AdaptedDecoder, adapt
@@ -140,6 +142,7 @@ class _Work:
         self._link = link
         self._settings = settings
         self._last_report = 0.0
+        self._has_previews = False
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -173,6 +176,10 @@ class _Work:
             device=self._settings.device,
             num_threads=self._settings.num_threads,
         )
+        adapted = adapted.to("cpu").eval()
+        if not self._has_previews:  # the trainer shows what serving's matcher finds, and there was no matcher
+            for preview in box_previews(adapted, examples, inputs.segmenter_spec):
+                self._show(preview, names)
         return adapted, examples, result
 
     def _tell(self, progress: TuningProgress, file_names: Sequence[str]) -> None:
@@ -184,11 +191,15 @@ class _Work:
         iou = None if validation is None else validation.iou
         self._link.tell(Progress(progress.step, progress.num_steps, progress.loss, iou))
         for preview in progress.previews:
-            runs = encode_runs(preview.mask)
-            if len(runs) <= _MAX_RUNS:
-                height, width = preview.mask.shape
-                name = file_names[preview.image_index]
-                self._link.tell(Preview(name, preview.class_id, (height, width), tuple(runs.tolist())))
+            self._show(preview, file_names)
+
+    def _show(self, preview: TuningPreview, file_names: Sequence[str]) -> None:
+        self._has_previews = True
+        runs = encode_runs(preview.mask)
+        if len(runs) <= _MAX_RUNS:
+            height, width = preview.mask.shape
+            name = file_names[preview.image_index]
+            self._link.tell(Preview(name, preview.class_id, (height, width), tuple(runs.tolist())))
 
 
 class _Checkpoints:

@@ -1,0 +1,107 @@
+"""Real jobs on a small SAM: what is equal between them, and what happens to those that are in the way."""
+
+import asyncio
+import dataclasses
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fakes.segmentation_site import Site, as_png
+from fakes.small_sam import SEGMENTER, publish_small_sam, write_small_sam
+from fakes.training_site import TrainingSite, scratches, training_beside
+from vplab.client.datasets import Dataset, DatasetItem, publish_dataset
+from vplab.client.registry.values import Manifest
+from vplab.client.segmentation.values import SegmentClass
+from vplab.client.training.values import TuningOptions, TuningProgress, TuningRequest
+from vplab.errors import FailedPrecondition, InvalidInput
+
+OPTIONS = TuningOptions(num_steps=20, seed=3)
+
+
+@pytest.fixture(scope="module")
+def small_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_sam(tmp_path_factory.mktemp("small-sam"))
+
+
+@pytest.fixture
+async def running(small_sam: Path, tmp_path: Path) -> AsyncIterator[TrainingSite]:
+    site = Site(tmp_path)
+    async with site.registry.running():
+        await publish_small_sam(site, small_sam)
+        async with site.embedding(), training_beside(site, default_segmenter=f"artifacts/{SEGMENTER}") as training:
+            yield training
+
+
+@pytest.mark.slow
+async def test_equal_jobs_give_equal_files_whatever_happens_to_their_workers(running: TrainingSite) -> None:
+    training = running.client.training
+    request = TuningRequest("scratches", scratches(size_hw=(90, 120)), options=OPTIONS)
+    first = await running.ended((await training.create_tuning_job(request)).name)
+    assert (first.state, first.message) == ("succeeded", "")
+    assert first.adapter is not None
+    files = await running.files(first.adapter.name)
+
+    name = (await training.create_tuning_job(request)).name
+    kills = iter([3, 28])
+    next_kill, num_killed = next(kills), 0
+    async for event in training.watch_tuning_job(name):
+        if isinstance(event.event, TuningProgress) and event.event.step >= next_kill and running.executor.pids:
+            os.kill(running.executor.pids[0], signal.SIGKILL)
+            next_kill, num_killed = next(kills, 10**6), num_killed + 1
+    killed = await training.get_tuning_job(name)
+    assert (killed.state, num_killed) == ("succeeded", 2)
+    assert killed.adapter is not None
+    assert await running.files(killed.adapter.name) == files
+    assert killed.metrics["validation_iou_after"] == first.metrics["validation_iou_after"]
+    versions = [v.name async for v in running.client.registry.list_versions("artifacts/scratches")]
+    assert len(versions) == 2
+
+    other = dataclasses.replace(request, options=dataclasses.replace(OPTIONS, seed=4))
+    differs = await running.ended((await training.create_tuning_job(other)).name)
+    assert differs.adapter is not None
+    assert (await running.files(differs.adapter.name))["adapter.safetensors"] != files["adapter.safetensors"]
+
+    cancelled = (await training.create_tuning_job(request)).name
+    async for event in training.watch_tuning_job(cancelled):
+        if isinstance(event.event, TuningProgress):
+            await training.cancel_tuning_job(cancelled)
+            break
+    assert (await training.get_tuning_job(cancelled)).state == "cancelled"
+    async with asyncio.timeout(20):
+        while running.executor.pids:
+            await asyncio.sleep(0.02)
+    versions = [v.name async for v in running.client.registry.list_versions("artifacts/scratches")]
+    assert len(versions) == 3
+
+
+async def test_a_data_set_that_cannot_be_tuned_on_is_refused_with_its_file(running: TrainingSite) -> None:
+    training, registry = running.client.training, running.client.registry
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    mask = np.eye(40, 60, dtype=np.bool_)
+    good = DatasetItem("good.png", as_png(picture), (40, 60), {1: mask})
+    dataset = await publish_dataset(running.client, "parts", Dataset((SegmentClass(1, "one"),), (good,)))
+    assert (await training.create_tuning_job(TuningRequest("one", dataset.name))).dataset == dataset
+    version = await registry.get_version(dataset.name)
+    half = good.image[: len(good.image) // 2]
+    truncated = await registry.upload_bytes(half, as_path="images/000000.png", media_type="image/png")
+    other_size = await registry.upload_bytes(as_png(picture[:30]), as_path="images/000000.png", media_type="image/png")
+    for broken, expected in ((truncated, "good.png"), (other_size, "good.png: is 60 x 30, not 60 x 40")):
+        files = tuple(broken if file.path == broken.path else file for file in version.manifest.files)
+        manifest = Manifest(files, spec=version.manifest.spec, description=broken.sha256)
+        found = await registry.publish_version("artifacts/parts", manifest)
+        with pytest.raises(InvalidInput) as refused:
+            await training.create_tuning_job(TuningRequest("one", found.name))
+        assert refused.value.violations[0].field == "dataset"
+        assert expected in refused.value.message
+    with pytest.raises(InvalidInput) as refused:
+        await training.create_tuning_job(TuningRequest("one", f"artifacts/{SEGMENTER}"))
+    assert "is a segmenter, not a dataset" in refused.value.message
+    with pytest.raises(FailedPrecondition) as unsupported:
+        await training.create_tuning_job(TuningRequest("one", dataset.name, segmenter="artifacts/small-encoder"))
+    assert unsupported.value.reason == "MODEL_UNSUPPORTED"
+    with pytest.raises(FailedPrecondition):
+        await training.create_tuning_job(TuningRequest("parts", dataset.name))
