@@ -31,7 +31,7 @@ from vplab.client.training.values import TuningJob, TuningMethodName, TuningOpti
 from vplab.errors import Cancelled, Internal, InvalidInput, ResourceExhausted, VPLabError
 
 _METHODS: tuple[TuningMethodName, ...] = get_args(TuningMethodName)
-_MAX_COMPARED = 8
+_MAX_COMPARED = 12
 
 
 @verb
