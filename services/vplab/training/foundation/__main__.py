@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vplab.training.foundation.ablations import ablate, as_table, variants
-from vplab.training.foundation.evaluation import evaluate
+from vplab.training.foundation.evaluation import comparison, evaluate
 from vplab.training.foundation.export import export, load_model
 from vplab.training.foundation.model_cards import write_model_cards
 from vplab.training.foundation.projection import fit_projection
@@ -27,11 +27,13 @@ from vplab.vision.nano.trunk import MobileNetTrunk
 
 DEFAULT_CONFIG = TrainingConfig(
     stages=(
-        Stage(256, 1800, 8, 4, 6e-4, 6e-4),
-        Stage(256, 600, 8, 4, 6e-4, 2e-4),
-        Stage(512, 400, 4, 4, 2e-4, 1e-5),
+        Stage(256, 3800, 8, 4, 6e-4, 6e-4),
+        Stage(256, 1600, 8, 4, 6e-4, 2e-4),
+        Stage(512, 1500, 4, 4, 2e-4, 1e-5),
     ),
-    mix={"bsds500": 0.32, "ecssd": 0.28, "camvid": 0.12, "procedural": 0.28},
+    mix={"bsds500": 0.27, "ecssd": 0.23, "camvid": 0.1, "procedural": 0.4},
+    rounds=(0.4, 0.25, 0.2, 0.15),
+    average_decay=0.995,
 )
 SAVE_EVERY_STEPS = 100
 
@@ -107,6 +109,11 @@ def write_cards(arguments: argparse.Namespace) -> None:
     write_model_cards(arguments.models, arguments.run, json.loads(arguments.figures.read_text()))
 
 
+def compare_runs(arguments: argparse.Namespace) -> None:
+    """Print what several runs reached, side by side."""
+    print(comparison({path.parent.name: json.loads(path.read_text()) for path in arguments.figures}))
+
+
 def ablate_choices(arguments: argparse.Namespace) -> None:
     """Run the ablations and print their table."""
     torch.set_num_threads(arguments.threads)
@@ -125,7 +132,7 @@ def command_line() -> argparse.ArgumentParser:
     step.add_argument("--data", type=Path, default=data)
     step.add_argument("--cache", type=Path, required=True)
     step.add_argument("--sources", nargs="+", default=[*NATURAL_SOURCES, PROCEDURAL])
-    step.add_argument("--num-procedural", type=int, default=1200, help="generated scenes")
+    step.add_argument("--num-procedural", type=int, default=2400, help="generated scenes")
     step.set_defaults(call=prepare)
 
     step = steps.add_parser("train", help="train, or go on from the last checkpoint")
@@ -159,6 +166,10 @@ def command_line() -> argparse.ArgumentParser:
     step.add_argument("--run", type=Path, required=True)
     step.add_argument("--figures", type=Path, required=True, help="what evaluate wrote")
     step.set_defaults(call=write_cards)
+
+    step = steps.add_parser("compare", help="print a table of several runs' figures")
+    step.add_argument("figures", type=Path, nargs="+", help="what evaluate wrote, one file for each run")
+    step.set_defaults(call=compare_runs)
 
     step = steps.add_parser("ablate", help="short runs that differ in one choice each")
     step.add_argument("--data", type=Path, default=data)

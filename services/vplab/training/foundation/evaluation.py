@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -234,6 +234,17 @@ def evaluate(folder: Path, data_dir: Path, output: Path, *, limit: int, threads:
     }
     output.write_text(json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+def comparison(runs: dict[str, dict[str, Any]]) -> str:
+    """Return a Markdown table of the figures of several runs, box / 1 / 3 / 5 clicks for each set."""
+    columns = ("box", "1_clicks", "3_clicks", "5_clicks")
+    lines = [f"| set | plain box | {' | '.join(runs)} |", "|---|--:|" + "---|" * len(runs)]
+    for name in next(iter(runs.values()))["sets"]:
+        found = [run["sets"][name] for run in runs.values()]
+        cells = [" / ".join(f"{scores[c]:.1f}" for c in columns) for scores in found]
+        lines.append(f"| {name} | {found[-1]['plain_box']:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _sha256(folder: Path) -> str:
