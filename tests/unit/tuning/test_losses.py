@@ -39,13 +39,22 @@ def test_a_better_iou_prediction_has_less_loss():
     assert losses[0] > losses[1] > losses[2]
 
 
-def test_an_empty_target_wants_an_empty_mask_and_no_confidence():
+def test_an_empty_target_wants_no_confidence_and_leaves_the_mask_alone():
     target = torch.zeros(1, 64, 64)
     full, empty = torch.full((1, 4, 32, 32), 4.0), torch.full((1, 4, 32, 32), -4.0)
     no, yes = torch.zeros(1, 4), torch.ones(1, 4)
-    assert loss_of(empty, no, target) < loss_of(full, no, target)
-    assert loss_of(empty, no, target) < loss_of(empty, yes, target)
-    assert plane_ious(empty, torch.zeros(1, 32, 32)).tolist() == [[0.0] * 4]
+    assert loss_of(full, no, target) < loss_of(full, yes, target)
+    assert loss_of(full, no, target) == loss_of(empty, no, target)
+    assert plane_ious(full, torch.zeros(1, 32, 32)).tolist() == [[0.0] * 4]
+
+
+def test_an_empty_target_has_no_gradient_for_masks():
+    logits = torch.zeros(2, 4, 32, 32, requires_grad=True)
+    targets = torch.cat([torch.zeros(1, 64, 64), square()])
+    tuning_loss(logits, torch.zeros(2, 4), targets, torch.Generator().manual_seed(0)).backward()
+    assert logits.grad is not None
+    assert not logits.grad[0].any()
+    assert logits.grad[1].any()
 
 
 def test_losses_have_gradients_for_masks_and_scores():

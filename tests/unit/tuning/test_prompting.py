@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from fakes.tiny_tuning import SEGMENTER, SIDE, disc, discs, examples_of, view_of
-from vplab.training.tuning.prompting import PromptDrawer, input_tokens, nearest_piece, proposal_tokens, tight_box
+from vplab.training.tuning.prompting import (
+    FALSE_SHARE,
+    PromptDrawer,
+    input_tokens,
+    nearest_piece,
+    proposal_tokens,
+    tight_box,
+)
 from vplab.training.tuning.refining import best_plane, refined_prompts
 from vplab.training.tuning.values import ClassProposals
 from vplab.vision.pipeline.decoding import decode_points, refine
@@ -97,6 +104,18 @@ def test_a_proposal_beside_every_object_asks_for_nothing():
     drawn = PromptDrawer(examples, SEGMENTER).draw(40, np.random.default_rng(0))
     assert any(p.kind == "proposal" for p in drawn)
     assert all(p.is_false == (p.kind == "proposal") for p in drawn)
+
+
+def test_false_proposals_have_their_share_however_many_there_are():
+    example = examples_of(discs(1))[0]
+    on, beside = np.array([[16, 20]], np.float32), np.tile(np.array([[58, 58]], np.float32), (20, 1))
+    proposals = ClassProposals(
+        np.concatenate([on, beside]), np.zeros((0, 2), np.float32), example.proposals[1].similarity
+    )
+    example = type(example)(**{**vars(example), "proposals": {1: proposals}})
+    drawn = PromptDrawer([example], SEGMENTER).draw(400, np.random.default_rng(0))
+    proposed = [p for p in drawn if p.kind == "proposal"]
+    assert sum(p.is_false for p in proposed) / len(proposed) == pytest.approx(FALSE_SHARE, abs=0.08)
 
 
 def test_a_proposal_means_the_nearest_piece_within_reach():

@@ -76,11 +76,14 @@ def tuning_loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor, rng: tor
 
     Plane 0 answers for itself; of the others, which answer a click, the best one is trained and the rest a little:
     forcing all to one mask undoes what the segmenter knows of parts and wholes before anything new is learnt.
+    A prompt with an empty target trains the IoU alone: its score falls, and serving drops it. Training its mask to be
+    empty taught prompts on objects to answer less, too.
     """
     points = sample_points(logits.detach(), rng)
     losses = plane_losses(logits, targets, points)
     masks = losses[:, 0]
     if losses.shape[1] > 1:
         masks = 0.5 * (masks + losses[:, 1:].amin(1) + OTHER_PLANES * losses[:, 1:].mean(1))
+    masks = masks * (targets.flatten(1).amax(1) > 0)
     ious = plane_ious(logits.detach(), low_res_targets(targets, (logits.shape[-2], logits.shape[-1])))
     return (masks + (predicted_iou - ious).square().mean(1)).mean()

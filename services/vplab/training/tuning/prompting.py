@@ -20,8 +20,9 @@ Kind = Literal["box", "point", "proposal"]
 
 PROPOSAL_SHARE = 0.5
 """Of a step's prompts, where there are proposals; boxes and clicks share the rest equally."""
-FALSE_SHARE = 0.3
-"""Of the proposals, those that fall on no object, where there are both."""
+FALSE_SHARE = 0.2
+"""Of the proposals, those that fall on no object, however many the matcher makes: drawn as they came, where most were
+false, they taught boxes to answer less."""
 NOISY_MASK_SHARE = 0.15
 """Of the boxes, those that come with a rough mask."""
 WHOLE_SHARE = 0.5
@@ -52,6 +53,10 @@ class DrawnPrompt:
         return not self.target.any()
 
 
+_Proposals = dict[int, dict[int, list[tuple[int, int]]]]
+"""By class and position of the example: positions among its proposals, each with the piece it means, 0 for none."""
+
+
 class PromptDrawer:
     """Draws prompts from a set of examples."""
 
@@ -60,10 +65,7 @@ class PromptDrawer:
         self._segmenter = segmenter
         class_ids = sorted({c for e in examples for c in e.masks})
         self._shown = {c: [i for i, e in enumerate(examples) if e.masks[c].any()] for c in class_ids}
-        self._proposed = {
-            c: [i for i, e in enumerate(examples) if c in e.proposals and len(e.proposals[c].points_xy)]
-            for c in class_ids
-        }
+        self._true, self._false = self._sorted_proposals(class_ids)
         self._classes = [c for c in class_ids if self._shown[c]]
 
     def draw(self, count: int, rng: np.random.Generator) -> list[DrawnPrompt]:
@@ -71,32 +73,38 @@ class PromptDrawer:
         prompts = []
         for _ in range(count):
             class_id = int(rng.choice(self._classes))
-            if rng.random() < PROPOSAL_SHARE and self._proposed[class_id]:
-                prompts.append(self._proposal(class_id, rng))
+            proposal = self._proposal(class_id, rng) if rng.random() < PROPOSAL_SHARE else None
+            if proposal is not None:
+                prompts.append(proposal)
             else:
                 example = int(rng.choice(self._shown[class_id]))
                 draw = self._box if rng.random() < 0.5 else self._point
                 prompts.append(draw(example, class_id, rng))
         return prompts
 
-    def _proposal(self, class_id: int, rng: np.random.Generator) -> DrawnPrompt:
-        index = int(rng.choice(self._proposed[class_id]))
+    def _sorted_proposals(self, class_ids: Sequence[int]) -> tuple[_Proposals, _Proposals]:
+        """Return, by class and example, the proposals on an object with the piece they mean, and the others."""
+        true: _Proposals = {c: {} for c in class_ids}
+        false: _Proposals = {c: {} for c in class_ids}
+        for index, example in enumerate(self._examples):
+            for class_id, proposals in example.proposals.items():
+                pieces = [nearest_piece(example.segments[class_id], point) for point in proposals.points_xy]
+                for kind, is_kind in ((true, True), (false, False)):
+                    if found := [(i, piece) for i, piece in enumerate(pieces) if bool(piece) == is_kind]:
+                        kind[class_id][index] = found
+        return true, false
+
+    def _proposal(self, class_id: int, rng: np.random.Generator) -> DrawnPrompt | None:
+        """Draw a proposal of the matcher, first the image and then the point; None where the class has none."""
+        wanted = self._false if rng.random() < FALSE_SHARE else self._true
+        by_example = wanted[class_id]
+        if not by_example:
+            return None
+        index = int(rng.choice(list(by_example)))
         example = self._examples[index]
-        proposals = example.proposals[class_id]
-        piece = np.array([nearest_piece(example.segments[class_id], point) for point in proposals.points_xy])
-        is_false = piece == 0
-        wants_false = rng.random() < FALSE_SHARE
-        choices = np.flatnonzero(is_false == wants_false)
-        if not len(choices):
-            choices = np.arange(len(piece))
-        chosen = int(rng.choice(choices))
-        return DrawnPrompt(
-            "proposal",
-            index,
-            class_id,
-            proposal_tokens(proposals, chosen, self._segmenter),
-            _pieces(example.segments[class_id], int(piece[chosen])),
-        )
+        chosen, piece = by_example[index][int(rng.integers(len(by_example[index])))]
+        tokens = proposal_tokens(example.proposals[class_id], chosen, self._segmenter)
+        return DrawnPrompt("proposal", index, class_id, tokens, _pieces(example.segments[class_id], piece))
 
     def _point(self, example: int, class_id: int, rng: np.random.Generator) -> DrawnPrompt:
         """Draw one click on a piece, or in a third of the cases three clicks, of which up to two say what it is not."""
