@@ -30,8 +30,9 @@ async def start(config: TrainingConfig) -> None:
     addresses = {"registry": config.registry_address, "embedding": config.embedding_address}
     async with AsyncClient(**addresses, options=options) as client:
         try:
-            # Also the embedding service's address, which a worker would miss only at its first job.
-            registry, _ = client.registry, client.embedding
+            registry = client.registry
+            if config.trains:
+                _ = client.embedding  # its address, which a worker would miss only at its first job
         except InvalidInput as error:
             raise SettingsError(error.message) from error
         executor = _executor(config, client)

@@ -101,6 +101,7 @@ class _Running:
     connection: "Connection[Any, Any]"
     inbox: "asyncio.Queue[FromWorker | None]"
     """What the worker says; None once its end of the pipe is closed."""
+    reader: threading.Thread
     is_waiting: bool = False
     """Whether it has done what it was told last."""
 
@@ -115,6 +116,7 @@ class _Worker:
     _running: _Running | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _idle_timer: asyncio.TimerHandle | None = None
+    _ending: "asyncio.Task[None] | None" = None
 
     @property
     def pid(self) -> int | None:
@@ -146,7 +148,8 @@ class _Worker:
         if running is None:
             return
         if running.process.is_alive() and running.is_waiting:
-            await _send(running, None)
+            with contextlib.suppress(WorkerDied):
+                await _send(running, None)
             await asyncio.shield(asyncio.to_thread(running.process.join, _END_S))
         if running.process.is_alive():
             metrics.WORKERS_KILLED.labels(cause).inc()
@@ -161,13 +164,12 @@ class _Worker:
             process = _spawning.Process(
                 target=worker_process.main, args=(theirs, self.settings), name="vplab-training-worker", daemon=True
             )
-            await asyncio.to_thread(process.start)
+            await _started(process)
             theirs.close()  # so that ours ends when the process does
-            running = _Running(process, ours, asyncio.Queue(_INBOX))
-            reader = threading.Thread(
-                target=_read, args=(ours, running.inbox, asyncio.get_running_loop()), name="worker-pipe", daemon=True
-            )
-            reader.start()
+            inbox: asyncio.Queue[FromWorker | None] = asyncio.Queue(_INBOX)
+            arguments = (ours, inbox, asyncio.get_running_loop())
+            running = _Running(process, ours, inbox, threading.Thread(target=_read, args=arguments, daemon=True))
+            running.reader.start()
             metrics.WORKERS_STARTED.inc()
             _log.info("worker_started", pid=process.pid, device=self.settings.device)
             self._running = running
@@ -211,18 +213,30 @@ class _Worker:
     def _schedule_end(self) -> None:
         if self.idle_s is not None and self._running is not None:
             loop = asyncio.get_running_loop()
-            self._idle_timer = loop.call_later(self.idle_s, lambda: loop.create_task(self._end_if_idle()))
+            self._idle_timer = loop.call_later(self.idle_s, self._end_if_idle)
 
-    async def _end_if_idle(self) -> None:
+    def _end_if_idle(self) -> None:
         if not self._turn.locked():
-            await self.end("idle")
+            self._ending = asyncio.create_task(self.end("idle"))
+
+
+async def _started(process: BaseProcess) -> None:
+    """Start a process beside the loop; one that is no longer wanted meanwhile does not stay."""
+    starting = asyncio.ensure_future(asyncio.to_thread(process.start))
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        starting.add_done_callback(lambda _: process.kill())
+        raise
 
 
 async def _ended(running: _Running) -> None:
     """Return once the process is gone and its pipe read to the end."""
     await asyncio.to_thread(running.process.join, _END_S)
-    while await running.inbox.get() is not None:
-        continue
+    while running.reader.is_alive():  # it may wait for room in the inbox
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await running.inbox.get()
     running.connection.close()
 
 

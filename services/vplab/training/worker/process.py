@@ -78,12 +78,17 @@ def main(connection: "Connection[FromWorker, Any]", settings: WorkerSettings) ->
             task: Claim | WarmUp | None = connection.recv()
             if task is None:
                 return
-            # By name and only now: torch takes seconds to load, and the service must not load it with this module.
             if worker is None:
-                worker = cast(Worker, importlib.import_module("vplab.training.worker.job").TuningWorker(settings))
+                worker = _load(settings)
             connection.send(_answer(worker, task, Link(connection)))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
+
+
+def _load(settings: WorkerSettings) -> Worker:
+    """Import what works by its name, so that the service does not load it with this module."""
+    module, _, name = settings.worker_class.partition(":")
+    return cast(Worker, getattr(importlib.import_module(module), name)(settings))
 
 
 def _answer(worker: Worker, task: Claim | WarmUp, link: Link) -> Done | Failed:

@@ -1,0 +1,42 @@
+"""A worker that counts, for tests of the process around it. What it does is the adapter id of its job."""
+
+import os
+import signal
+import time
+
+from vplab.errors import FailedPrecondition, Unavailable
+from vplab.training.values import Checkpoint, Claim, ModelRef, Progress, Stage, TuningResult
+from vplab.training.worker.messages import WorkerSettings
+from vplab.training.worker.process import Link
+
+NUM_STEPS = 5
+
+
+class FakeWorker:
+    """Implements Worker."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._num_jobs = 0
+
+    def warm_up(self, segmenter: str) -> None:
+        if segmenter != "there":
+            raise Unavailable("no registry")
+
+    def work_on(self, claim: Claim, link: Link) -> TuningResult:
+        self._num_jobs += 1
+        what = claim.job.plan.adapter_id
+        if what == "refuses":
+            raise FailedPrecondition("not today", reason="MODEL_MISMATCH", metadata={"expected": "a"})
+        if what == "breaks":
+            raise ZeroDivisionError
+        link.tell(Stage.TRAIN)
+        for step in range(claim.checkpoint.step if claim.checkpoint else 0, NUM_STEPS):
+            link.tell(Progress(step + 1, NUM_STEPS, 0.5))
+            link.tell(Checkpoint(step + 1, bytes(100_000)))
+        if what == "hangs":
+            time.sleep(600)
+        if what == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        link.commit()
+        figures = {"pid": float(os.getpid()), "num_jobs": float(self._num_jobs), "niceness": float(os.nice(0))}
+        return TuningResult(ModelRef(f"artifacts/{what}/versions/1", "a" * 64), figures, parity_passed=True)
