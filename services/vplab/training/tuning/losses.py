@@ -12,7 +12,7 @@ POINT_SHARE = 112 * 112 / 256**2
 """Points over cells of the logit grid: 12,544 on SAM's 256 x 256, 3,136 on 128 x 128."""
 OVERSAMPLING = 3
 UNCERTAIN_SHARE = 0.75
-"""The rest is uniform. Points drawn on the object itself were harmful: the decoder took small objects for large."""
+"""The rest is uniform; none are drawn on the object itself."""
 
 
 OTHER_PLANES = 0.05
@@ -76,8 +76,8 @@ def tuning_loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor, rng: tor
 
     Plane 0 answers for itself; of the others, which answer a click, the best one is trained and the rest a little:
     forcing all to one mask undoes what the segmenter knows of parts and wholes before anything new is learnt.
-    A prompt with an empty target trains the IoU alone: its score falls, and serving drops it. Training its mask to be
-    empty taught prompts on objects to answer less, too.
+    A prompt with an empty target trains the IoU alone: its score falls, and serving drops it. Whether its mask should
+    be trained to be empty as well was not measured apart.
     """
     points = sample_points(logits.detach(), rng)
     losses = plane_losses(logits, targets, points)

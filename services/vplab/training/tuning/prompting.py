@@ -21,8 +21,8 @@ Kind = Literal["box", "point", "proposal"]
 PROPOSAL_SHARE = 0.5
 """Of a step's prompts, where there are proposals; boxes and clicks share the rest equally."""
 FALSE_SHARE = 0.2
-"""Of the proposals, those that fall on no object, however many the matcher makes: drawn as they came, where most were
-false, they taught boxes to answer less."""
+"""Of the proposals, those that fall on no object, however many the matcher makes, so that a poor matcher does not fill
+the training with them. A choice, not measured apart."""
 NOISY_MASK_SHARE = 0.15
 """Of the boxes, those that come with a rough mask."""
 WHOLE_SHARE = 0.5
