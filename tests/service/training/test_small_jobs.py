@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from fakes.segmentation_site import Site, as_png
-from fakes.small_sam import SEGMENTER, publish_small_sam, write_small_sam
+from fakes.small_sam import ENCODER, SEGMENTER, publish_small_sam, write_small_sam
 from fakes.training_site import TrainingSite, scratches, training_beside
 from vplab.client.datasets import Dataset, DatasetItem, publish_dataset
-from vplab.client.registry.values import Manifest
+from vplab.client.registry.values import Lineage, Manifest
 from vplab.client.segmentation.values import SegmentClass
 from vplab.client.training.values import TuningOptions, TuningProgress, TuningRequest
 from vplab.errors import FailedPrecondition, InvalidInput
@@ -105,3 +105,33 @@ async def test_a_data_set_that_cannot_be_tuned_on_is_refused_with_its_file(runni
     assert unsupported.value.reason == "MODEL_UNSUPPORTED"
     with pytest.raises(FailedPrecondition):
         await training.create_tuning_job(TuningRequest("parts", dataset.name))
+
+
+@pytest.mark.slow
+async def test_a_prompt_sets_matcher_is_trained_on_too(running: TrainingSite) -> None:
+    registry, training = running.client.registry, running.client.training
+    segmenter, encoder = [await registry.get_version(f"artifacts/{name}") for name in (SEGMENTER, ENCODER)]
+    index = b'{"options": {"matcher": "prototype"}}'
+    file = await registry.upload_bytes(index, as_path="prompt_set.json", media_type="application/json")
+    await registry.create_artifact("prompts", "prompt_set")
+    lineage = (
+        Lineage("segmenter", segmenter.name, segmenter.digest),
+        Lineage("feature_encoder", encoder.name, encoder.digest),
+    )
+    prompts = await registry.publish_version("artifacts/prompts", Manifest((file,), lineage))
+    data = scratches(size_hw=(90, 120))
+    request = TuningRequest(
+        "matched", data, prompt_set="artifacts/prompts", method="lora", options=TuningOptions(num_steps=4)
+    )
+    job = await running.ended((await training.create_tuning_job(request)).name)
+    assert (job.state, job.message) == ("succeeded", "")
+    assert job.adapter is not None
+    assert "validation_proposal_iou_after" in job.metrics
+    version = await registry.get_version(job.adapter.name)
+    assert version.manifest.made_from("prompt_set") == Lineage("prompt_set", prompts.name, prompts.digest)
+
+    other = Lineage("segmenter", encoder.name, encoder.digest)
+    await registry.publish_version("artifacts/prompts", Manifest((file,), (other, lineage[1])))
+    with pytest.raises(FailedPrecondition) as refused:
+        await training.create_tuning_job(request)
+    assert refused.value.reason == "ADAPTER_BASE_MISMATCH"
