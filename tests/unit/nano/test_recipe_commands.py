@@ -20,7 +20,15 @@ def readme_commands():
 
 
 def test_the_readme_names_every_step_in_its_order():
-    assert [c.split()[0] for c in readme_commands()] == ["prepare", "train", "export", "evaluate", "card", "compare", "ablate"]
+    assert [c.split()[0] for c in readme_commands()] == [
+        "prepare",
+        "train",
+        "export",
+        "evaluate",
+        "card",
+        "compare",
+        "ablate",
+    ]
 
 
 @pytest.mark.parametrize("command", readme_commands())
