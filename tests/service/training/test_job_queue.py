@@ -222,7 +222,7 @@ def trainer(store: SqlJobs, executor: FakeExecutor, **changes: object) -> Traine
 
 
 async def until_ended(store: SqlJobs, job_ids: list[str]) -> list[Job]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             jobs = [await store.get(job_id) for job_id in job_ids]
             if all(job.state in TERMINAL_STATES for job in jobs):
@@ -274,7 +274,7 @@ async def test_a_trainer_that_stalls_past_its_lease_does_not_finish_what_another
 
     monkeypatch.setattr(Trainer, "_renew", never)
     tasks = [asyncio.create_task(suspended.run())]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await stalled.wait()
     await asyncio.sleep(0.6)
     tasks.append(asyncio.create_task(trainer(store, second, owner="other").run()))
@@ -335,7 +335,7 @@ async def test_a_stopped_trainer_hands_its_job_on_at_once(store: SqlJobs) -> Non
     job_id = (await store.create(new_job())).job_id
     first, second = FakeExecutor(before_step=wait), FakeExecutor()
     task = asyncio.create_task(trainer(store, first, lease_s=600.0).run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await reached.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -167,7 +167,7 @@ async def test_a_worker_can_be_warm_before_its_first_job(executor: LocalExecutor
 async def test_a_worker_with_nothing_to_do_leaves() -> None:
     executor = LocalExecutor([SETTINGS], silence_s=60.0, idle_s=0.2)
     await executor.run(claim("fine"), Reports())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while executor.pids:
             await asyncio.sleep(0.02)
     await executor.run(claim("fine"), Reports())

@@ -21,7 +21,7 @@ from vplab.client.training.values import TuningEvent, TuningJob, TuningOptions, 
 from vplab.errors import VPLabError
 
 NUM_KILLS = 4
-REQUEST = TuningRequest("scratches", scratches(size_hw=(90, 120)), options=TuningOptions(num_steps=40, seed=3))
+REQUEST = TuningRequest("scratches", scratches(size_hw=(90, 120)), options=TuningOptions(num_steps=24, seed=3))
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def training_process(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 async def answering(client: AsyncClient, process: "subprocess.Popen[bytes]") -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         assert process.poll() is None, "the service ended by itself"
         try:
             if (await client.replica("training").health(timeout_s=1))[""] == "serving":
@@ -110,12 +110,12 @@ async def _disturbed(client: AsyncClient, folder: Path, draw: random.Random) -> 
                 process.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(process.wait, 40) == 0
                 continue
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(900):
                 await watched(client, name, events, draw.randrange(1, 25))
             if kill % 2:
                 for worker in psutil.Process(process.pid).children():
                     worker.kill()
-                async with asyncio.timeout(120):
+                async with asyncio.timeout(900):
                     await watched(client, name, events, draw.randrange(1, 10))
             process.send_signal(signal.SIGKILL)
     assert any(isinstance(event.event, TuningProgress) for event in events)
