@@ -1,5 +1,6 @@
 """The training service: tunes adapters in the segmenter's mask decoder on a few validated images.
 
-Tuning is not offered yet: the server runs, reports its health and answers every call with UNIMPLEMENTED, so that
-clients and deployments can be built against the contract. It imports torch only where models are made.
+It needs the registry and the embedding service, and refuses at creation what could not be tuned on. Jobs are kept in a
+database under leases, so that several trainers share a queue and a killed one's job is taken up from its checkpoint. The
+service itself imports no torch: a worker process does. Export jobs are not offered yet and answer UNIMPLEMENTED.
 """
