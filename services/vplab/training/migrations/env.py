@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection and in the transaction that ``sql_migrations`` opened."""
+"""Runs the migrations on the connection and in the transaction that ``runtime.migrations`` opened."""
 
 from alembic import context
 
