@@ -1,6 +1,9 @@
 """A segmenter with SAM's decoder on an 8 x 8 embedding, and an encoder of one convolution: a job takes seconds."""
 
+import asyncio
 import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +84,14 @@ async def publish_small_sam(site: Site, folder: Path) -> Version:
     """Publish both; return the segmenter."""
     encoder = await site.publish_model(folder / ENCODER, ENCODER)
     return await site.publish_model(folder / SEGMENTER, SEGMENTER, image_encoder=encoder)
+
+
+@asynccontextmanager
+async def small_site(folder: Path, models: Path | None = None) -> AsyncIterator[Site]:
+    """Run a registry with both, and an embedding service. models: what ``write_small_sam`` wrote before."""
+    models = models or await asyncio.to_thread(write_small_sam, folder / "small-sam")
+    site = Site(folder)
+    async with site.registry.running():
+        await publish_small_sam(site, models)
+        async with site.embedding():
+            yield site

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes.segmentation_site import Site, as_png
-from fakes.small_sam import ENCODER, SEGMENTER, publish_small_sam, write_small_sam
+from fakes.segmentation_site import as_png
+from fakes.small_sam import ENCODER, SEGMENTER, small_site, write_small_sam
 from fakes.training_site import TrainingSite, scratches, training_beside
 from vplab.client.datasets import Dataset, DatasetItem, publish_dataset
 from vplab.client.registry.values import Lineage, Manifest
@@ -29,11 +29,11 @@ def small_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def running(small_sam: Path, tmp_path: Path) -> AsyncIterator[TrainingSite]:
-    site = Site(tmp_path)
-    async with site.registry.running():
-        await publish_small_sam(site, small_sam)
-        async with site.embedding(), training_beside(site, default_segmenter=f"artifacts/{SEGMENTER}") as training:
-            yield training
+    async with (
+        small_site(tmp_path, small_sam) as site,
+        training_beside(site, default_segmenter=f"artifacts/{SEGMENTER}") as training,
+    ):
+        yield training
 
 
 @pytest.mark.slow

@@ -1,122 +1,152 @@
-"""Trainers killed at random moments: their job ends once, with the adapter that an undisturbed job gives."""
+"""Trainers killed at random moments: every job ends once, with the adapter that an undisturbed job gives."""
 
 import asyncio
-import os
 import random
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
 
-from fakes.segmentation_site import Site
-from fakes.small_sam import SEGMENTER, publish_small_sam, write_small_sam
+from fakes.service_process import answering, service_process, socket_address
+from fakes.small_sam import SEGMENTER, small_site
 from fakes.training_site import scratches
 from vplab.client import AsyncClient, ClientOptions
 from vplab.client.training.values import TuningEvent, TuningJob, TuningOptions, TuningProgress, TuningRequest
-from vplab.errors import VPLabError
 
-NUM_KILLS = 4
-REQUEST = TuningRequest("scratches", scratches(size_hw=(90, 120)), options=TuningOptions(num_steps=24, seed=3))
+SEED = 20261123
+NUM_STEPS = 20
+REQUEST = TuningRequest("scratches", scratches(size_hw=(90, 120)), options=TuningOptions(num_steps=NUM_STEPS, seed=3))
 
-
-@contextmanager
-def training_process(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run ``python -m vplab.training`` on a socket in the folder; whatever is left of it at the end is killed."""
-    environment = os.environ | {
-        "VPLAB_TRAINING_LISTEN": f"unix:{folder}/t.sock",
-        "VPLAB_TRAINING_REGISTRY_ADDRESS": f"unix:{folder}/registry.sock",
-        "VPLAB_TRAINING_EMBEDDING_ADDRESS": f"unix:{folder}/embedding.sock",
-        "VPLAB_TRAINING_CACHE_DIR": str(folder / "training"),
-        "VPLAB_TRAINING_DEFAULT_SEGMENTER": f"artifacts/{SEGMENTER}",
-        "VPLAB_TRAINING_WORKER_THREADS": "1",
-        "VPLAB_TRAINING_WORKER_NICENESS": "0",
-        "VPLAB_TRAINING_LEASE_S": "1",
-        "VPLAB_TRAINING_POLL_S": "0.05",
-    }
-    (folder / "t.sock").unlink(missing_ok=True)
-    with (folder / "training.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "vplab.training"], env=environment, stdout=log, stderr=log)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait(10)
+Phase = Literal["queue", "fetch", "embed", "fold", "all images", "export", "publish", "promote"]
+ORDER: tuple[Phase, ...] = ("queue", "fetch", "embed", "fold", "all images", "export", "publish", "promote")
+# Ten kills, three or four to each job; those of a job come in the order in which it goes through its phases.
+PHASES: tuple[Phase, ...] = (*ORDER, "fold", "embed")
+NUM_JOBS = 3
 
 
-async def answering(client: AsyncClient, process: "subprocess.Popen[bytes]") -> None:
-    for _ in range(6000):
-        assert process.poll() is None, "the service ended by itself"
-        try:
-            if (await client.replica("training").health(timeout_s=1))[""] == "serving":
-                return
-        except VPLabError:
-            await asyncio.sleep(0.05)
-    raise AssertionError("the service does not answer")
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: so long after the job's first event of a phase, or of a step in it."""
+
+    job: int
+    phase: Phase
+    step: int
+    """Of the whole training; 0 where the phase has none."""
+    delay_s: float
+    spares_service: bool
+    """Whether only the worker process is killed."""
 
 
-async def watched(client: AsyncClient, name: str, events: list[TuningEvent], limit: int | None = None) -> None:
-    """Append a job's events from the last one on, up to its end or a number of them."""
-    wanted = None if limit is None else len(events) + limit
-    last = events[-1].sequence if events else 0
-    async for event in client.training.watch_tuning_job(name, from_sequence=last):
-        events.append(event)
-        if len(events) == wanted:
-            return
+def drawn_moments(draw: random.Random) -> list[Moment]:
+    phases = draw.sample(PHASES, len(PHASES))
+    moments = []
+    for index, phase in enumerate(phases):
+        step = {"fold": draw.randint(1, NUM_STEPS), "all images": NUM_STEPS + draw.randint(1, 6)}.get(phase, 0)
+        # In the queue there is no worker, and without a service nobody would notice that one is gone.
+        spares_service = phase != "queue" and draw.random() < 0.3
+        moments.append(Moment(index % NUM_JOBS, phase, step, draw.uniform(0, 0.3), spares_service))
+    return sorted(moments, key=lambda moment: (moment.job, ORDER.index(moment.phase), moment.step))
+
+
+def test_the_moments_are_spread_over_all_phases_and_both_kinds_of_process() -> None:
+    moments = drawn_moments(random.Random(SEED))
+    assert len(moments) == 10
+    assert {moment.phase for moment in moments} == set(ORDER)
+    assert {moment.spares_service for moment in moments} == {False, True}
 
 
 @pytest.mark.slow
-async def test_a_job_whose_trainers_are_killed_ends_once_with_the_same_adapter(tmp_path: Path) -> None:
-    draw = random.Random(20261123)
-    small_sam = await asyncio.to_thread(write_small_sam, tmp_path / "small-sam")
-    site = Site(tmp_path)
-    addresses = {"registry": site.registry_address, "training": f"unix:{tmp_path}/t.sock"}
-    async with site.registry.running():
-        await publish_small_sam(site, small_sam)
-        async with site.embedding(), AsyncClient(**addresses, options=ClientOptions()) as client:
-            with training_process(tmp_path) as process:
-                await answering(client, process)
-                undisturbed: list[TuningEvent] = []
-                await watched(client, (await client.training.create_tuning_job(REQUEST)).name, undisturbed)
-            events = await _disturbed(client, tmp_path, draw)
-            first, last = undisturbed[-1].event, events[-1].event
-            assert isinstance(first, TuningJob)
-            assert isinstance(last, TuningJob)
-            assert (first.state, last.state, last.message) == ("succeeded", "succeeded", "")
-            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-            assert [event.state for event in events].count("succeeded") == 1
-            versions = [version async for version in client.registry.list_versions("artifacts/scratches")]
-            assert first.adapter is not None
-            assert last.adapter is not None
-            assert {version.name for version in versions} == {first.adapter.name, last.adapter.name}
-            files = [{file.path: file.sha256 for file in version.manifest.files} for version in versions]
-            assert files[0] == files[1]
-
-
-async def _disturbed(client: AsyncClient, folder: Path, draw: random.Random) -> list[TuningEvent]:
-    """Kill the service or its worker after a random number of events, again and again, then let the job end."""
-    name, events = "", list[TuningEvent]()
-    for kill in range(NUM_KILLS + 1):
-        with training_process(folder) as process:
-            await answering(client, process)
-            name = name or (await client.training.create_tuning_job(REQUEST)).name
-            if kill == NUM_KILLS:
-                await watched(client, name, events)
+async def test_jobs_whose_trainers_are_killed_ten_times_end_once_with_the_undisturbed_adapter(tmp_path: Path) -> None:
+    async with small_site(tmp_path) as site:
+        addresses = {"registry": site.registry_address, "training": socket_address(tmp_path, "training")}
+        async with AsyncClient(**addresses, options=ClientOptions()) as client:
+            with trainer(tmp_path) as process:
+                await answering(client, "training", process)
+                undisturbed = await followed(client, (await client.training.create_tuning_job(REQUEST)).name)
+                names = [(await client.training.create_tuning_job(REQUEST)).name for _ in range(NUM_JOBS)]
                 process.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(process.wait, 40) == 0
-                continue
-            async with asyncio.timeout(900):
-                await watched(client, name, events, draw.randrange(1, 25))
-            if kill % 2:
-                for worker in psutil.Process(process.pid).children():
-                    worker.kill()
-                async with asyncio.timeout(900):
-                    await watched(client, name, events, draw.randrange(1, 10))
-            process.send_signal(signal.SIGKILL)
-    assert any(isinstance(event.event, TuningProgress) for event in events)
-    return events
+            await kill_at(client, tmp_path, names, drawn_moments(random.Random(SEED)))
+            with trainer(tmp_path) as process:
+                await answering(client, "training", process)
+                jobs = [undisturbed, *[await followed(client, name) for name in names]]
+            await _check(client, jobs)
+
+
+async def _check(client: AsyncClient, jobs: Sequence[Sequence[TuningEvent]]) -> None:
+    adapters = []
+    for events in jobs:
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        ends = [event.event for event in events if isinstance(event.event, TuningJob) and event.event.is_done]
+        assert [(end.state, end.message) for end in ends] == [("succeeded", "")]
+        assert ends[0].adapter is not None
+        adapters.append(ends[0].adapter.name)
+    versions = [version async for version in client.registry.list_versions("artifacts/scratches")]
+    assert sorted(version.name for version in versions) == sorted(adapters)
+    assert len(set(adapters)) == len(jobs)
+    files = [{file.path: file.sha256 for file in version.manifest.files} for version in versions]
+    assert "adapter.safetensors" in files[0]
+    assert all(each == files[0] for each in files)
+    # Some kills come just before or after a job's time, which is how random moments are; most must have hit.
+    told = [e.event.message for events in jobs for e in events if isinstance(e.event, TuningJob)]
+    assert sum(message.startswith(("taken over from", "waits: the worker ended")) for message in told) >= 6
+
+
+def trainer(folder: Path) -> "AbstractContextManager[subprocess.Popen[bytes]]":
+    """Run the training service on what ``small_site`` runs in a folder, with a lease that soon expires."""
+    variables = {
+        "REGISTRY_ADDRESS": f"unix:{folder}/registry.sock",
+        "EMBEDDING_ADDRESS": f"unix:{folder}/embedding.sock",
+        "CACHE_DIR": str(folder / "training"),
+        "DEFAULT_SEGMENTER": f"artifacts/{SEGMENTER}",
+        "WORKER_THREADS": "1",
+        "WORKER_NICENESS": "0",
+        "LEASE_S": "1",
+        "POLL_S": "0.05",
+    }
+    return service_process("training", folder, variables)
+
+
+async def kill_at(client: AsyncClient, folder: Path, names: Sequence[str], moments: Sequence[Moment]) -> None:
+    """Start trainers and kill them or their workers at each of the moments in turn."""
+    left = list(moments)
+    seen = dict.fromkeys(names, 0)
+    while left:
+        with trainer(folder) as process:
+            await answering(client, "training", process)
+            is_alive = True
+            while left and is_alive:
+                moment = left.pop(0)
+                name = names[moment.job]
+                seen[name] = await reached(client, name, moment, seen[name])
+                await asyncio.sleep(moment.delay_s)
+                workers = psutil.Process(process.pid).children()
+                is_alive = moment.spares_service
+                for victim in workers if moment.spares_service else [process]:
+                    victim.send_signal(signal.SIGKILL)
+                # A worker goes with its service: it must not publish beside the one that takes its job over.
+                assert not (await asyncio.to_thread(psutil.wait_procs, workers, 30))[1]
+
+
+async def reached(client: AsyncClient, name: str, moment: Moment, last: int) -> int:
+    """Wait until a job is at a moment, or has ended; return the sequence of the event that says so."""
+    async with asyncio.timeout(900):
+        async for event in client.training.watch_tuning_job(name, from_sequence=last):
+            last = event.sequence
+            match event.event:
+                case TuningProgress(step) if moment.step and step >= moment.step:
+                    break
+                case TuningJob() as job if job.is_done or (not moment.step and job.stage == moment.phase):
+                    break
+    return last
+
+
+async def followed(client: AsyncClient, name: str) -> list[TuningEvent]:
+    async with asyncio.timeout(900):
+        return [event async for event in client.training.watch_tuning_job(name)]
