@@ -98,3 +98,16 @@ class ClickMethod(Protocol):
         name: unique for this image within the run; a key for caches of what depends on the image alone.
         """
         ...
+
+
+class LearningClickMethod(Protocol):
+    """Learns from a few labelled images to turn a box or clicks into a mask."""
+
+    @property
+    def name(self) -> str:
+        """As the user asks for it."""
+        ...
+
+    def learn(self, shots: Sequence[LabelledImage], class_ids: Sequence[int], seed: int) -> ClickMethod:
+        """Learn from one shot at least; equal arguments give an equal method."""
+        ...

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vplab.errors import DataLoss, DeadlineExceeded, Internal, InvalidInput, ResourceExhausted, Unknown
 from vplab.evaluation.folder import LabelledFolder, TargetClass
-from vplab.evaluation.ports import ClickMethod, ClickSession, ShotMethod, ShotPredictor
+from vplab.evaluation.ports import ClickMethod, ClickSession, LearningClickMethod, ShotMethod, ShotPredictor
 from vplab.evaluation.results import ClickKey, Results, ShotKey
 from vplab.evaluation.scores import ClickScore, ShotScore, StepScore, score_labels, score_step
 from vplab.evaluation.splits import Splits
@@ -30,6 +30,7 @@ KEPT_SEED = 0
 _OF_THE_IMAGE = (InvalidInput, DeadlineExceeded, Internal, Unknown, DataLoss)
 
 Job = TypeVar("Job")
+Learned = TypeVar("Learned")
 Score = TypeVar("Score")
 
 
@@ -60,19 +61,14 @@ class Measuring:
         left = [name for name in self.splits.test if not self.results.has_shot((method.name, num_shots, seed, name))]
         if not left:
             return
-        shots = [self.folder.read(name) for name in self.splits.shots[seed][: max(1, num_shots)]]
-        predictor, failure = None, ""
-        began = time.monotonic()
-        try:
+
+        def learn(shots: list[LabelledImage]) -> ShotPredictor:
             if num_shots == 0:
                 assert propose is not None
                 shots = [propose(shots[0])]
-            predictor = method.fit(shots, [target.class_id for target in self.folder.classes], seed)
-        except (*_OF_THE_IMAGE, ResourceExhausted) as error:
-            if isinstance(error, ResourceExhausted) and error.reason != "MESSAGE_TOO_LARGE":
-                raise
-            failure = f"learning failed: {error.message}"
-        self.results.add_fit(method.name, num_shots, seed, time.monotonic() - began)
+            return method.fit(shots, self._class_ids, seed)
+
+        predictor, failure = self._learn(method.name, num_shots, seed, learn)
 
         def score(name: str) -> ShotScore:
             return self._segment(predictor, failure, (method.name, num_shots, seed, name))
@@ -83,15 +79,18 @@ class Measuring:
 
     def measure_clicks(self, method: ClickMethod) -> None:
         """Mark one object of each class on every tested image that shows it, by a box and by clicks."""
-        jobs = [key for key in self.click_keys(method.name) if not self.results.has_click(key)]
-        targets = {target.class_id: target for target in self.folder.classes}
+        self._mark_all(method, "", self._unmarked(method.name, 0, 0))
 
-        def score(key: ClickKey) -> ClickScore:
-            return self._mark(method, targets[key[1]], key)
+    def measure_learned_clicks(self, method: LearningClickMethod, num_shots: int, seed: int) -> None:
+        """Let a method learn the first ``num_shots`` shots of a seed, then mark the same objects with it."""
+        left = self._unmarked(method.name, num_shots, seed)
+        if not left:
+            return
 
-        for found in _each(jobs, score, method.num_in_flight):
-            self.results.add_click(found)
-            self.on_image(found.error and f"{found.method}, {found.image}: {found.error}")
+        def learn(shots: list[LabelledImage]) -> ClickMethod:
+            return method.learn(shots, self._class_ids, seed)
+
+        self._mark_all(*self._learn(method.name, num_shots, seed, learn), left)
 
     def telling(self, on_image: Callable[[str], None]) -> "Measuring":
         """Return the same with somebody who is told."""
@@ -101,14 +100,47 @@ class Measuring:
         """Return what there is to segment."""
         return [(method, num_shots, seed, name) for name in self.splits.test]
 
-    def click_keys(self, method: str) -> list[ClickKey]:
+    def click_keys(self, method: str, num_shots: int = 0, seed: int = 0) -> list[ClickKey]:
         """Return the objects that there are to mark; the choice of objects is the same for every method."""
         return [
-            (method, target.class_id, name)
+            (method, num_shots, seed, target.class_id, name)
             for target in self.folder.classes
             for name in self.splits.test
             if self.folder.options.is_segments or self.folder.area_of(name, target)
         ]
+
+    @property
+    def _class_ids(self) -> list[int]:
+        return [target.class_id for target in self.folder.classes]
+
+    def _unmarked(self, method: str, num_shots: int, seed: int) -> list[ClickKey]:
+        return [key for key in self.click_keys(method, num_shots, seed) if not self.results.has_click(key)]
+
+    def _learn(
+        self, method: str, num_shots: int, seed: int, learn: Callable[[list[LabelledImage]], Learned]
+    ) -> tuple[Learned | None, str]:
+        """Return what a method has learned, or why it could not. Raises what would fail for every method."""
+        shots = [self.folder.read(name) for name in self.splits.shots_of(seed, num_shots)]
+        learned, failure = None, ""
+        began = time.monotonic()
+        try:
+            learned = learn(shots)
+        except (*_OF_THE_IMAGE, ResourceExhausted) as error:
+            if isinstance(error, ResourceExhausted) and error.reason != "MESSAGE_TOO_LARGE":
+                raise
+            failure = f"learning failed: {error.message}"
+        self.results.add_fit(method, num_shots, seed, time.monotonic() - began)
+        return learned, failure
+
+    def _mark_all(self, method: ClickMethod | None, failure: str, keys: Sequence[ClickKey]) -> None:
+        targets = {target.class_id: target for target in self.folder.classes}
+
+        def score(key: ClickKey) -> ClickScore:
+            return self._mark(method, failure, targets[key[3]], key)
+
+        for found in _each(keys, score, 1 if method is None else method.num_in_flight):
+            self.results.add_click(found)
+            self.on_image(found.error and f"{found.method}, {found.image}: {found.error}")
 
     def _segment(self, predictor: ShotPredictor | None, failure: str, key: ShotKey) -> ShotScore:
         name, num_shots, seed, image_name = key
@@ -125,26 +157,32 @@ class Measuring:
         seconds = round(time.monotonic() - began, 4)
         if seed == KEPT_SEED and not error:
             _keep(found, shot_prediction(self.predictions, name, num_shots, image_name))
-        class_ids = [target.class_id for target in self.folder.classes]
-        classes = score_labels(found, image.labels, class_ids)
+        classes = score_labels(found, image.labels, self._class_ids)
         return ShotScore(name, num_shots, seed, image_name, classes, seconds, error)
 
-    def _mark(self, method: ClickMethod, target: TargetClass, key: ClickKey) -> ClickScore:
-        name, class_id, image_name = key
+    def _mark(self, method: ClickMethod | None, failure: str, target: TargetClass, key: ClickKey) -> ClickScore:
+        name, num_shots, seed, class_id, image_name = key
         image = self.folder.read(image_name)
         truth = self.folder.read_object(image_name, target, image)
-        if truth is None or not truth.any():
-            return ClickScore(name, class_id, image_name, ())
         steps: list[StepScore] = []
         seconds: dict[str, float] = {}
+
+        def scored(steps: Sequence[StepScore], error: str = "") -> ClickScore:
+            return ClickScore(name, class_id, image_name, tuple(steps), seconds, error, num_shots, seed)
+
+        if truth is None or not truth.any():
+            return scored(())
+        if method is None:
+            return scored(_nothing(takes_clicks=True), failure)
         try:
             mask = _box(method.open(image.image_rgb, image_name), truth, steps, seconds)
             if method.takes_clicks:
                 mask = _click(method.open(image.image_rgb, image_name), truth, steps, seconds)
         except _OF_THE_IMAGE as caught:
-            return ClickScore(name, class_id, image_name, _nothing(method), seconds, caught.message)
-        _keep(mask.astype(np.uint8), click_prediction(self.predictions, name, class_id, image_name))
-        return ClickScore(name, class_id, image_name, tuple(steps), seconds)
+            return scored(_nothing(takes_clicks=method.takes_clicks), caught.message)
+        if seed == KEPT_SEED:
+            _keep(mask.astype(np.uint8), click_prediction(self.predictions, name, num_shots, class_id, image_name))
+        return scored(steps)
 
 
 def shot_prediction(predictions: Path, method: str, num_shots: int, image: str) -> Path:
@@ -152,9 +190,10 @@ def shot_prediction(predictions: Path, method: str, num_shots: int, image: str) 
     return predictions / method / f"shots-{num_shots}" / f"{image}.png"
 
 
-def click_prediction(predictions: Path, method: str, class_id: int, image: str) -> Path:
+def click_prediction(predictions: Path, method: str, num_shots: int, class_id: int, image: str) -> Path:
     """Return where the last mask of an object is kept: after all clicks, or of the box where there are none."""
-    return predictions / method / f"object-{class_id}" / f"{image}.png"
+    folder = f"object-{class_id}" if num_shots == 0 else f"shots-{num_shots}-object-{class_id}"
+    return predictions / method / folder / f"{image}.png"
 
 
 def steps_of(takes_clicks: bool) -> tuple[str, ...]:
@@ -192,8 +231,8 @@ def _click(session: ClickSession, truth: BoolArray, steps: list[StepScore], seco
     return mask
 
 
-def _nothing(method: ClickMethod) -> tuple[StepScore, ...]:
-    return tuple(StepScore(step, 0.0, 0.0) for step in steps_of(method.takes_clicks))
+def _nothing(*, takes_clicks: bool) -> tuple[StepScore, ...]:
+    return tuple(StepScore(step, 0.0, 0.0) for step in steps_of(takes_clicks))
 
 
 def _check_size(found: NDArray[np.generic], truth: NDArray[np.generic] | RgbArray, what: str) -> None:

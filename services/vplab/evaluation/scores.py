@@ -59,6 +59,9 @@ class ClickScore:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds of the box and of the first and last click."""
     error: str = ""
+    num_shots: int = 0
+    """Images that the method learned from first; 0 of one that learns nothing."""
+    seed: int = 0
 
 
 def score_labels(found: LabelArray, truth: LabelArray, class_ids: Sequence[int]) -> tuple[ClassScore, ...]:

@@ -1,5 +1,6 @@
 """Our own methods, through the services: what is measured is what is served."""
 
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 from vplab.client import Client, ObjectPrompt, PromptSetDraft, Reference, SegmentClass, SegmentOptions
 from vplab.client.models import ModelReference, Provenance
 from vplab.client.segmentation.values import MatcherName, Prediction
-from vplab.errors import Cancelled, InvalidInput, ResourceExhausted, Unavailable
+from vplab.errors import Cancelled, InvalidInput, NotFound, ResourceExhausted, Unavailable
 from vplab.evaluation.values import BoolArray, LabelArray, LabelledImage, RgbArray
 from vplab.vision.simulated_clicks import spread_clicks
 
 NUM_REFERENCE_CLICKS = 4
 """Clicks that make the reference of zero shots."""
+MAX_REFERENCES = 64
+"""Of a prompt set, as the contract says."""
 NUM_IN_FLIGHT = 4
 _TIMEOUT_S = 600.0
 """Nobody waits for a single answer here, and a large model on a busy CPU is slow."""
@@ -39,13 +42,28 @@ class Services:
     feature_encoder: str = ""
     on_model: Callable[[str, str, str], None] = lambda role, name, digest: None
     """Told the role, name and digest of each model that answered."""
-    prompt_set_id: str = field(default_factory=lambda: f"evaluation-{uuid.uuid4().hex[:12]}")
-    """One artifact for each run; its versions are the references of numbers of shots and seeds."""
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Names what this run publishes; one that goes on after a kill finds its things by it."""
     _digests: dict[str, str] = field(default_factory=dict)
     _prompt_sets: dict[tuple[object, ...], str] = field(default_factory=dict)
     _told: set[tuple[str, str]] = field(default_factory=set)
 
-    def predict_masks(self, name: str, prompts: Sequence[ObjectPrompt], *, multimask: bool = False) -> Prediction:
+    @property
+    def prompt_set_id(self) -> str:
+        """One artifact for each run; its versions are the references of numbers of shots and seeds."""
+        return self.artifact_id("references")
+
+    def artifact_id(self, what: str) -> str:
+        """Return what the run publishes something under; deleted by ``forget``."""
+        return f"evaluation-{self.run_id}-{what}"
+
+    def request_id(self, *said: object) -> str:
+        """Return a UUID that is the same for the same words in the same run."""
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.run_id} {said}"))
+
+    def predict_masks(
+        self, name: str, prompts: Sequence[ObjectPrompt], *, adapter: str = "", multimask: bool = False
+    ) -> Prediction:
         """Return the masks of objects of one image; its file is sent only if its embedding is not there."""
 
         prediction = patiently(
@@ -53,6 +71,7 @@ class Services:
                 self.encoded(name),
                 prompts,
                 segmenter=self.segmenter,
+                adapter=adapter,
                 multimask=multimask,
                 include_low_res_logits=True,
                 known_digest=self._digests.get(name),
@@ -64,7 +83,7 @@ class Services:
 
     def prompt_set_of(self, shots: Sequence[LabelledImage], class_ids: Sequence[int]) -> str:
         """Publish the shots as references, once for all matchers, and return the version's name."""
-        key = tuple((shot.name, shot.labels.tobytes()) for shot in shots)
+        key = tuple((shot.name, hashlib.sha256(shot.labels.tobytes()).hexdigest()) for shot in shots)
         if key not in self._prompt_sets:
             references = []
             for shot in shots:
@@ -82,18 +101,21 @@ class Services:
                 segmenter=self.segmenter,
                 feature_encoder=self.feature_encoder,
             )
-            made = patiently(lambda: self.client.segmentation.create_prompt_set(draft, timeout_s=_TIMEOUT_S))
+            request_id = self.request_id("references", class_ids, key)
+            create = self.client.segmentation.create_prompt_set
+            made = patiently(lambda: create(draft, request_id=request_id, timeout_s=_TIMEOUT_S))
             self._tell("segmenter", made.segmenter)
             self._tell("feature_encoder", made.feature_encoder)
             self._prompt_sets[key] = made.model.name
         return self._prompt_sets[key]
 
-    def segment(self, name: str, prompt_set: str, matcher: MatcherName, seed: int) -> LabelArray:
+    def segment(self, name: str, prompt_set: str, matcher: MatcherName, seed: int, adapter: str = "") -> LabelArray:
         """Return the label image of one image."""
         found = patiently(
             lambda: self.client.segmentation.segment_image(
                 self.encoded(name),
                 prompt_set,
+                adapter=adapter,
                 options=SegmentOptions(matcher=matcher, seed=seed),
                 known_digest=self._digests.get(name),
                 timeout_s=_TIMEOUT_S,
@@ -113,10 +135,13 @@ class Services:
             labels[max(masks, key=lambda found: found.predicted_iou).mask] = class_id
         return LabelledImage(labelled.name, labelled.image_rgb, labels)
 
-    def forget(self) -> None:
-        """Delete the prompt sets that this run published."""
-        if self._prompt_sets:
-            self.client.registry.delete_artifact(f"artifacts/{self.prompt_set_id}")
+    def forget(self, *artifact_ids: str) -> None:
+        """Delete the prompt sets that this run published, and other artifacts that are there."""
+        for artifact_id in (*([self.prompt_set_id] if self._prompt_sets else ()), *artifact_ids):
+            try:
+                self.client.registry.delete_artifact(f"artifacts/{artifact_id}")
+            except NotFound:
+                continue
 
     def _remember(self, name: str, provenance: Provenance) -> None:
         if provenance.image_digest:
@@ -133,7 +158,7 @@ class Services:
 
 @dataclass(frozen=True)
 class ServedMatcher:
-    """A matcher of the segmentation service; a tuned adapter will be its second ingredient."""
+    """A matcher of the segmentation service."""
 
     name: str
     matcher: MatcherName
@@ -154,10 +179,12 @@ class ServedPredictor:
     prompt_set: str
     matcher: MatcherName
     seed: int
+    adapter: str = ""
+    """Version name; empty matches with the segmenter as it is."""
 
     def predict(self, image_rgb: RgbArray, name: str) -> LabelArray:
         """Return the label image."""
-        return self.services.segment(name, self.prompt_set, self.matcher, self.seed)
+        return self.services.segment(name, self.prompt_set, self.matcher, self.seed, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -166,12 +193,14 @@ class ServedClicks:
 
     name: str
     services: Services
+    adapter: str = ""
+    """Version name; empty is the segmenter as it is."""
     takes_clicks: bool = True
     num_in_flight: int = NUM_IN_FLIGHT
 
     def open(self, image_rgb: RgbArray, name: str) -> "ServedSession":
         """Begin with one object."""
-        return ServedSession(self.services, name)
+        return ServedSession(self.services, name, self.adapter)
 
 
 @dataclass
@@ -180,6 +209,7 @@ class ServedSession:
 
     services: Services
     image: str
+    adapter: str = ""
     _logits: NDArray[np.float32] | None = None
 
     def predict(
@@ -198,7 +228,8 @@ class ServedSession:
             low_res_logits=self._logits,
         )
         is_ambiguous = len(points_xy) == 1 and box_xyxy is None
-        masks = self.services.predict_masks(self.image, [prompt], multimask=is_ambiguous).objects[0]
+        found = self.services.predict_masks(self.image, [prompt], adapter=self.adapter, multimask=is_ambiguous)
+        masks = found.objects[0]
         best = max(masks, key=lambda found: found.predicted_iou)
         self._logits = best.low_res_logits
         return best.mask

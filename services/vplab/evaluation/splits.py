@@ -24,11 +24,26 @@ class Splits:
     """Tested images; no shot is among them."""
     shots: dict[int, tuple[str, ...]]
     """Seed to an order of shots; k shots are its first k, so they are nested. Every one shows every class."""
+    others: tuple[str, ...] = ()
+    """Images that are not tested and lack a class: learned from only together with all shots."""
 
     @property
     def num_candidates(self) -> int:
         """Return the largest number of shots."""
         return min((len(order) for order in self.shots.values()), default=0)
+
+    @property
+    def num_all(self) -> int:
+        """Return how many images are not tested: the whole of what there is to learn from."""
+        return self.num_candidates + len(self.others)
+
+    def has(self, num_shots: int) -> bool:
+        """Say whether there are so many shots; between all shots and all images there is nothing."""
+        return max(1, num_shots) <= self.num_candidates or (num_shots == self.num_all and self.num_candidates > 0)
+
+    def shots_of(self, seed: int, num_shots: int) -> tuple[str, ...]:
+        """Return the images to learn from; for zero shots the one whose mask is then proposed."""
+        return (self.shots[seed] + self.others)[: max(1, num_shots)]
 
     @property
     def test_digest(self) -> str:
@@ -56,7 +71,8 @@ def make_splits(folder: LabelledFolder, max_test: int, num_seeds: int) -> Splits
     candidates = [
         name for name in others if all(folder.area_of(name, target) >= MIN_SHOT_PX for target in folder.classes)
     ]
-    return Splits(tuple(sorted(test)), {seed: tuple(_ordered(candidates, f"seed {seed}")) for seed in range(num_seeds)})
+    orders = {seed: tuple(_ordered(candidates, f"seed {seed}")) for seed in range(num_seeds)}
+    return Splits(tuple(sorted(test)), orders, tuple(sorted(set(others) - set(candidates))))
 
 
 def _ordered(names: Iterable[str], salt: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vplab.evaluation.results import Results
+from vplab.evaluation.results import ClickKey, Results
 from vplab.evaluation.run import steps_of
 from vplab.evaluation.scores import ClassScore, ClickScore, ShotScore
 from vplab.evaluation.splits import Splits
@@ -52,21 +52,23 @@ def summarize_shots(results: Results, splits: Splits, class_ids: Sequence[int]) 
         figures["fit_s"] = _median(results.fit_s.get((method, num_shots, seed)) for seed in seeds)
         figures["image_s"] = _median(score.seconds for score in everything)
         found.setdefault(method, {})[str(num_shots)] = figures
+    for method, by_number in found.items():
+        matcher, plus, _ = method.partition("+")
+        if plus and "0" in found.get(matcher, {}):  # without a shot there is nothing to tune
+            found[method] = {"0": found[matcher]["0"], **by_number}
     return found
 
 
-def summarize_clicks(results: Results, keys: Callable[[str], Sequence[tuple[str, int, str]]]) -> dict[str, Any]:
-    """Return method to step (``box`` or number of clicks) to figures over the objects.
+def summarize_clicks(results: Results, keys: Callable[[str, int, int], Sequence[ClickKey]]) -> dict[str, Any]:
+    """Return method to step (``box`` or number of clicks) to figures over the objects, of methods that learn nothing.
 
-    keys: method to what there is to mark; a method counts when all of it is there. The spread is the standard error of
-    the mean over objects: nothing is drawn at random here.
+    keys: method, number of shots and seed to what there is to mark; a method counts when all of it is there. The spread
+    is the standard error of the mean over objects: nothing is drawn at random here.
     """
     found: dict[str, Any] = {}
-    for method in dict.fromkeys(score.method for score in results.clicks.values()):
-        scores = [results.clicks.get(key) for key in keys(method)]
-        whole = [score for score in scores if score is not None]
-        marked = [score for score in whole if score.steps]
-        if len(whole) < len(scores) or not marked:
+    for method in dict.fromkeys(score.method for score in results.clicks.values() if not score.num_shots):
+        marked = _marked(results, keys(method, 0, 0))
+        if not marked:
             continue
         found[method] = {
             step: {
@@ -80,6 +82,55 @@ def summarize_clicks(results: Results, keys: Callable[[str], Sequence[tuple[str,
         found[method]["num_failed"] = sum(bool(score.error) for score in marked)
         names = dict.fromkeys(name for score in marked for name in score.seconds)
         found[method]["seconds"] = {name: _median(score.seconds.get(name) for score in marked) for name in names}
+    return found
+
+
+def summarize_learned_clicks(
+    results: Results, keys: Callable[[str, int, int], Sequence[ClickKey]], seeds: Iterable[int]
+) -> dict[str, Any]:
+    """Return method to number of shots (as text) to step to figures; the spread is over seeds, of which each is whole.
+
+    The figure of a seed is the mean over objects, as of methods that learn nothing.
+    """
+    found: dict[str, Any] = {}
+    learned = _in_order((s.method, s.num_shots) for s in results.clicks.values() if s.num_shots)
+    for method, num_shots in learned:
+        by_seed = {seed: _marked(results, keys(method, num_shots, seed)) for seed in seeds}
+        marked = {seed: scores for seed, scores in by_seed.items() if scores}
+        if not marked:
+            continue
+        figures: dict[str, Any] = {
+            step: {
+                name: _spread({seed: _mean_step(scores, step, name) for seed, scores in marked.items()})
+                for name in (IOU, BOUNDARY_F)
+            }
+            for step in steps_of(True)
+        }
+        figures["num_objects"] = max(map(len, marked.values()))
+        figures["num_seeds"] = len(marked)
+        figures["num_failed"] = sum(bool(score.error) for scores in marked.values() for score in scores)
+        found.setdefault(method, {})[str(num_shots)] = figures
+    return found
+
+
+def summarize_tunings(results: Results) -> dict[str, Any]:
+    """Return method to its sizes and, by number of shots, what its jobs took: medians over seeds, in seconds."""
+    found: dict[str, Any] = {}
+    for tuning in results.tunings.values():
+        sizes = {
+            "num_parameters": tuning.num_parameters,
+            "adapter_bytes": tuning.adapter_bytes,
+            "version_bytes": tuning.version_bytes,
+        }
+        found.setdefault(tuning.method, {**sizes, "shots": {}})
+    for method, num_shots in _in_order((t.method, t.num_shots) for t in results.tunings.values()):
+        same = [t for t in results.tunings.values() if (t.method, t.num_shots) == (method, num_shots)]
+        names = dict.fromkeys(name for tuning in same for name in tuning.metrics)
+        found[method]["shots"][str(num_shots)] = {
+            "num_jobs": len(same),
+            "wall_s": _median(tuning.wall_s for tuning in same),
+            **{name: _median(tuning.metrics.get(name) for tuning in same) for name in names},
+        }
     return found
 
 
@@ -115,13 +166,28 @@ def _of_class(scores: Sequence[ClassScore], measure: str) -> float | None:
 def _over_seeds(
     seeds: dict[int, list[ShotScore]], measure: Callable[[list[ShotScore]], float | None]
 ) -> dict[str, Any]:
-    values = {seed: measure(scores) for seed, scores in seeds.items()}
+    return _spread({seed: measure(scores) for seed, scores in seeds.items()})
+
+
+def _spread(values: dict[int, float | None]) -> dict[str, Any]:
     known = [value for value in values.values() if value is not None]
     return {
         "mean": round(float(np.mean(known)), 5) if known else None,
         "std": round(float(np.std(known, ddof=1)), 5) if len(known) > 1 else None,
         "seeds": {str(seed): None if value is None else round(value, 5) for seed, value in values.items()},
     }
+
+
+def _marked(results: Results, keys: Sequence[ClickKey]) -> list[ClickScore]:
+    """Return the objects that were marked; none unless all are through."""
+    scores = [results.clicks.get(key) for key in keys]
+    whole = [score for score in scores if score is not None]
+    return [score for score in whole if score.steps] if len(whole) == len(scores) else []
+
+
+def _mean_step(scores: Sequence[ClickScore], step: str, name: str) -> float:
+    found = [_step(score, step) for score in scores]
+    return float(np.mean([score.iou if name == IOU else score.boundary_f for score in found]))
 
 
 def _over_objects(values: Sequence[float]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def test_scores_are_read_back(tmp_path: Path) -> None:
         results.note_model("segmenter", "artifacts/s/versions/1", "d1")
     with Results.open(tmp_path / "j", {"max_test": 4}) as again:
         assert again.shots == {("softmatch", 5, 1, "a"): SHOT}
-        assert again.clicks == {("segmenter", 1, "a"): CLICK}
+        assert again.clicks == {("segmenter", 0, 0, 1, "a"): CLICK}
         assert again.fit_s == {("softmatch", 5, 1): 1.5}
         assert again.models == {"segmenter": {"name": "artifacts/s/versions/1", "digest": "d1"}}
 
@@ -57,5 +57,5 @@ def test_a_line_that_a_kill_cut_short_is_measured_again(tmp_path: Path, cut: int
         results.add_shot(SHOT)
     (tmp_path / "j").write_bytes((tmp_path / "j").read_bytes()[:-cut])
     with Results.open(tmp_path / "j", {}) as again:
-        assert list(again.clicks) == [("segmenter", 1, "a")]
+        assert list(again.clicks) == [("segmenter", 0, 0, 1, "a")]
         assert not again.shots

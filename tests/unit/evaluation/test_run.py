@@ -137,10 +137,10 @@ def test_a_box_is_scored_and_clicks_follow_the_largest_error(measuring: Measurin
         assert [(n, box) for image, n, box in method.asked if image == name] == [
             (0, True), *((count, False) for count in range(1, 6))
         ]  # fmt: skip
-        steps = {step.step: step.iou for step in measuring.results.clicks["box", 1, name].steps}
+        steps = {step.step: step.iou for step in measuring.results.clicks["box", 0, 0, 1, name].steps}
         assert steps["box"] == 1
         assert 0 < steps["1"] < steps["3"] < steps["5"] < 1
-        assert click_prediction(measuring.predictions, "box", 1, name).is_file()
+        assert click_prediction(measuring.predictions, "box", 0, 1, name).is_file()
 
 
 def test_a_method_for_boxes_alone_gets_no_clicks(measuring: Measuring) -> None:

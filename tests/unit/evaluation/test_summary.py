@@ -68,7 +68,7 @@ def test_figures_of_clicks_have_the_standard_error_over_objects(tmp_path: Path) 
         for name, iou in (("a", 0.6), ("b", 0.8))
     ]
     scores.append(ClickScore("s", 1, "c", ()))  # no object there
-    found = summarize_clicks(results(tmp_path, *scores), lambda method: [(method, 1, name) for name in "abc"])
+    found = summarize_clicks(results(tmp_path, *scores), lambda method, k, seed: [(method, k, seed, 1, name) for name in "abc"])
     assert found["s"]["box"]["iou"] == {"mean": 0.7, "sem": pytest.approx(0.1)}
     assert found["s"]["num_objects"] == 2
     assert set(found["s"]) >= {"box", "1"}
@@ -77,7 +77,7 @@ def test_figures_of_clicks_have_the_standard_error_over_objects(tmp_path: Path) 
 
 def test_a_method_that_is_not_through_has_no_figures_of_clicks(tmp_path: Path) -> None:
     score = ClickScore("s", 1, "a", (StepScore("box", 0.5, 0.5),))
-    assert summarize_clicks(results(tmp_path, score), lambda method: [(method, 1, name) for name in "ab"]) == {}
+    assert summarize_clicks(results(tmp_path, score), lambda method, k, seed: [(method, k, seed, 1, name) for name in "ab"]) == {}
 
 
 def test_images_are_rated_worst_first_and_without_those_that_show_nothing() -> None:
@@ -93,7 +93,7 @@ def summary(tmp_path: Path) -> dict[str, Any]:
         *(shot("poor", 1, seed, image, 1, 10, 9) for seed in (0, 1) for image in "ab"),
         ClickScore("s", 1, "a", (StepScore("box", 0.5, 0.25),)),
     )
-    keys = lambda method: [(method, 1, "a")]  # noqa: E731
+    keys = lambda method, k, seed: [(method, k, seed, 1, "a")]  # noqa: E731
     return {"shots": summarize_shots(found, SPLITS, [1]), "clicks": summarize_clicks(found, keys)}
 
 

@@ -25,21 +25,38 @@ from vplab.cli.terminal import describe, messages, results, write_json
 from vplab.cli.typed_values import artifact_name
 from vplab.cli.waiting_client import interruptible, waiting_client
 from vplab.client import Client
+from vplab.client.options import Area
 from vplab.errors import InvalidInput, ResourceExhausted, Unimplemented, VPLabError
 from vplab.evaluation.folder import FolderOptions, LabelledFolder, read_folder
-from vplab.evaluation.methods import MethodNames, choose_methods, click_method_names, shot_method_names
+from vplab.evaluation.methods import (
+    MethodNames,
+    adapter_names,
+    choose_methods,
+    click_method_names,
+    shot_method_names,
+)
 from vplab.evaluation.plan import Plan, make_plan
-from vplab.evaluation.plot import plot_shots
+from vplab.evaluation.plot import plot_shots, plot_tuned
 from vplab.evaluation.results import Results
 from vplab.evaluation.run import Measuring
 from vplab.evaluation.scores import BOUNDARY_TOLERANCE
 from vplab.evaluation.served import Services
 from vplab.evaluation.software import describe_software
 from vplab.evaluation.splits import Splits, make_splits
-from vplab.evaluation.summary import MEASURES, summarize_clicks, summarize_shots
+from vplab.evaluation.summary import (
+    MEASURES,
+    summarize_clicks,
+    summarize_learned_clicks,
+    summarize_shots,
+    summarize_tunings,
+)
 from vplab.evaluation.tables import Table, tables_of
+from vplab.evaluation.tuned import Tuner
 
 _SHOTS = "0,1,5,10,40"
+_ALL = "all"
+"""The number of shots that is every image not tested."""
+_MAX_SHOTS = 10_000
 
 
 @verb
@@ -52,10 +69,14 @@ def evaluate(
         typer.Option(
             metavar="NAMES",
             help=f"With commas between. From shots: {', '.join(shot_method_names())}. "
-            f"From a box or clicks: {', '.join(click_method_names())}. All that are installed unless given.",
+            f"From a box or clicks: {', '.join(click_method_names())}. From a box or clicks after tuning on the "
+            f"shots: {', '.join(adapter_names())}. Tuned and matched: softmatch+e-peft and the like. "
+            "All that are installed, without tuning, unless given.",
         ),
     ] = None,
-    shots: Annotated[str, typer.Option(metavar="NUMBERS", help="Validated images to learn from.")] = _SHOTS,
+    shots: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Validated images to learn from; 'all' is every one not tested.")
+    ] = _SHOTS,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Different choices of shots.")] = 3,
     max_test: Annotated[int, typer.Option(min=1, help="Most images that are tested; half of the folder at most.")] = 40,
     classes: Annotated[
@@ -73,19 +94,20 @@ def evaluate(
     max_side: Annotated[int | None, typer.Option(min=32, help="Reduce images above this side, for all.")] = None,
     segmenter: Annotated[str, typer.Option(metavar="NAME", help="Segmenter; else the server's default.")] = "",
     feature_encoder: Annotated[
-        str, typer.Option("--encoder", metavar="NAME", help="Encoder that is matched; else the server's default.")
+        str,
+        typer.Option("--features", "--encoder", metavar="NAME", help="Encoder that is matched; else the server's."),
     ] = "",
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an earlier run did in OUT.")] = False,
     json_file: JsonFile = None,
 ) -> ExitCode:
-    """Measure matchers, the segmenter and what people use instead on a folder of images with true masks.
+    """Measure matchers, the segmenter, tuned adapters and what people use instead, on images with true masks.
 
-    OUT gets results.json, results.md, shots.png, splits.json, sheets/ (best and worst images of each method) and
-    journal.jsonl (every image). Shots and tested images are the same for every method. Killed at any moment, the same
-    command goes on where it stopped; with other --methods, --shots or --seeds it adds to what is there. Services of its
-    own below OUT are used unless addresses or models are named.
+    OUT gets results.json, results.md, shots.png, tuned.png, splits.json, sheets/ (best and worst images of each method)
+    and journal.jsonl (every image, every tuning). Shots and tested images are the same for every method. Killed at any
+    moment, the same command goes on where it stopped; with other --methods, --shots or --seeds it adds to what is
+    there. Services of its own below OUT are used unless addresses or models are named.
 
-    Example: vplab evaluate ./parts --out ./accuracy --shots 1,5
+    Example: vplab evaluate ./parts --out ./accuracy --methods e-peft,softmatch+e-peft --shots 0,1,5
     """
     names = choose_methods(None if methods is None else _words(methods))
     options = FolderOptions(
@@ -100,12 +122,13 @@ def evaluate(
     with interruptible():
         with messages.status("looking at the images"):
             found = read_folder(folder, options)
+        splits = make_splits(found, max_test, seeds)
         job = _Job(
             where=where_of(context),
             names=names,
-            num_shots=_numbers(shots, "--shots", 10_000),
+            num_shots=_num_shots(shots, splits),
             folder=found,
-            splits=make_splits(found, max_test, seeds),
+            splits=splits,
             out=out,
             segmenter=artifact_name(segmenter),
             feature_encoder=artifact_name(feature_encoder),
@@ -138,15 +161,16 @@ class _Job:
             measuring = Measuring(self.folder, self.splits, journal, self.out / "predictions")
             plan, about = Plan(), dict[str, Any]()
             try:
-                with self._services(journal) as services:
+                with self._services(journal) as (services, tuner):
                     plan = make_plan(
                         self.names,
                         self.num_shots,
                         self.splits,
                         services,
+                        tuner,
                         is_segments=self.folder.options.is_segments,
                     )
-                    _measure(plan, measuring, services)
+                    _measure(plan, measuring, services, tuner)
                     about = {} if services is None else _devices(services.client)
             except BaseException as error:
                 if journal.shots or journal.clicks:
@@ -200,24 +224,38 @@ class _Job:
             raise InvalidInput(f"cannot write to {self.out}: {error.strerror or error}", field="--out") from error
 
     @contextmanager
-    def _services(self, journal: Results) -> Iterator[Services | None]:
+    def _services(self, journal: Results) -> Iterator[tuple[Services | None, Tuner | None]]:
         if not self.names.are_served:
-            yield None
+            yield None, None
             return
         where = Where(Home(self._own_home.absolute())) if self._has_own_services else self.where
+        needs: list[Area] = ["segmentation", "registry"]
+        if self.names.are_tuned:
+            needs.append("training")
         with ExitStack() as stack:
-            client = stack.enter_context(waiting_client(where, ("segmentation", "registry")))
+            client = stack.enter_context(waiting_client(where, needs))
             encoded = lru_cache(maxsize=64)(self.folder.encoded)
-            services = Services(client, encoded, self.segmenter, self.feature_encoder, journal.note_model)
+            services = Services(
+                client, encoded, self.segmenter, self.feature_encoder, journal.note_model, journal.begin_run()
+            )
+            tuner = Tuner(services, journal) if self.names.are_tuned else None
             try:
-                yield services
-            finally:
-                if not self._has_own_services:
-                    try:
-                        services.forget()
-                    except VPLabError as error:
-                        message = f"the prompt sets of artifacts/{services.prompt_set_id} stay: {describe(error)}"
-                        messages.print(message, style="yellow", markup=False)
+                yield services, tuner
+            except BaseException:
+                if tuner is None:  # adapters, also those under way, are kept for whoever goes on from here
+                    self._forget(journal, services)
+                raise
+            self._forget(journal, services)
+
+    def _forget(self, journal: Results, services: Services) -> None:
+        """Remove what was published for this evaluation; services of its own are removed with all they have."""
+        if not self._has_own_services:
+            try:
+                Tuner(services, journal).forget()
+            except VPLabError as error:
+                message = f"artifacts/evaluation-{services.run_id}-* stay: {describe(error)}"
+                messages.print(message, style="yellow", markup=False)
+            journal.end_run()
 
     def _report(
         self, plan: Plan, measuring: Measuring, about: dict[str, Any], wall_s: float, *, is_complete: bool
@@ -230,11 +268,14 @@ class _Job:
             "num_images": len(self.folder.images),
             "num_test": len(self.splits.test),
             "num_shot_candidates": self.splits.num_candidates,
+            "num_all": self.splits.num_all,
             "num_seeds": len(self.splits.shots),
             "measures": MEASURES,
             "settings": journal.lines.settings,
             "shots": summarize_shots(journal, self.splits, [target.class_id for target in self.folder.classes]),
             "clicks": summarize_clicks(journal, measuring.click_keys),
+            "tuned": summarize_learned_clicks(journal, measuring.click_keys, self.splits.shots),
+            "tunings": summarize_tunings(journal),
             "skipped": [asdict(skipped) for skipped in plan.skipped],
             "models": journal.models,
             **about,
@@ -244,11 +285,14 @@ class _Job:
         tables = tables_of(summary)
         self._write("results.json", json.dumps(summary, indent=1) + "\n")
         self._write("results.md", "\n\n".join(table.to_markdown() for table in tables) + "\n")
-        if summary["shots"]:
-            try:
-                self._write("shots.png", plot_shots(summary, self.folder.root.resolve().name))
-            except Unimplemented as error:
-                messages.print(error.message, style="yellow", markup=False)
+        title = self.folder.root.resolve().name
+        try:
+            if summary["shots"]:
+                self._write("shots.png", plot_shots(summary, title))
+            if summary["tuned"]:
+                self._write("tuned.png", plot_tuned(summary, title))
+        except Unimplemented as error:
+            messages.print(error.message, style="yellow", markup=False)
         _print(tables, summary)
         return summary
 
@@ -260,7 +304,7 @@ class _Job:
             raise ResourceExhausted(message, reason="STORAGE_FULL") from error
 
 
-def _measure(plan: Plan, measuring: Measuring, services: Services | None) -> None:
+def _measure(plan: Plan, measuring: Measuring, services: Services | None, tuner: Tuner | None) -> None:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=messages, transient=True) as progress:
         total, done = plan.count(measuring)
@@ -272,8 +316,13 @@ def _measure(plan: Plan, measuring: Measuring, services: Services | None) -> Non
                 progress.console.print(message, style="red", markup=False)
 
         def on_method(name: str) -> None:
+            nonlocal doing
+            doing = name
             progress.update(task, description=name)
 
+        doing = ""
+        if tuner is not None:
+            tuner.on_stage = lambda stage: progress.update(task, description=f"{doing}: {stage}")
         plan.run(measuring.telling(on_image), services, on_method)
 
 
@@ -292,6 +341,11 @@ def _print(tables: Sequence[Table], summary: dict[str, Any]) -> None:
             shown.add_row(name, *(f"[bold]{cell.text}[/]" if cell.is_best else cell.text for cell in cells))
         results.print(shown)
         results.print()
+    for method, made in summary["tunings"].items():
+        for number, took in made["shots"].items():
+            stages = {name.removeprefix("seconds_"): s for name, s in took.items() if name.startswith("seconds_")}
+            listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items())
+            results.print(f"{method}, {number} shots: {took['wall_s']:.1f} s a job ({listed})", style="dim")
     results.print(
         f"{summary['num_test']} of {summary['num_images']} images tested, the same for all; ± is the standard "
         f"deviation over {summary['num_seeds']} seeds, for marked objects the standard error"
@@ -308,12 +362,21 @@ def _print(tables: Sequence[Table], summary: dict[str, Any]) -> None:
 
 
 def _num_failed(summary: dict[str, Any]) -> int:
-    shots = (figures for method in summary["shots"].values() for figures in method.values())
+    learned = (*summary["shots"].items(), *summary["tuned"].items())
+    # A matcher's figures without a shot stand beside its adapters' again.
+    shots = (found for name, by in learned for number, found in by.items() if number != "0" or "+" not in name)
     return sum(figures["num_failed"] for figures in (*shots, *summary["clicks"].values()))
 
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _num_shots(text: str, splits: Splits) -> tuple[int, ...]:
+    words = _words(text)
+    numbers = [word for word in words if word != _ALL]
+    counts = _numbers(",".join(numbers), "--shots", _MAX_SHOTS) if numbers or not words else ()
+    return (*counts, splits.num_all) if _ALL in words else counts
 
 
 def _numbers(text: str, flag: str, most: int) -> tuple[int, ...]:

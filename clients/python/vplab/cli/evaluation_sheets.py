@@ -41,20 +41,22 @@ def write_sheets(measuring: Measuring, folder: Path) -> None:
         ]
         _write(rows, folder / f"{method}-{most}-shots.jpg")
     for method in dict.fromkeys(score.method for score in results.clicks.values()):
+        mine_marked = [s for s in results.clicks.values() if s.method == method and s.seed == KEPT_SEED and s.steps]
+        most = max((score.num_shots for score in mine_marked), default=0)
         marked = sorted(
-            (score for score in results.clicks.values() if score.method == method and score.steps),
+            (score for score in mine_marked if score.num_shots == most),
             key=lambda score: (score.steps[-1].iou, score.image, score.class_id),
         )
         rows = [
             (
                 score.image,
                 score.steps[-1].iou,
-                click_prediction(measuring.predictions, method, score.class_id, score.image),
+                click_prediction(measuring.predictions, method, most, score.class_id, score.image),
                 _object_reader(measuring, score.image, score.class_id),
             )
             for score in marked
         ]
-        _write(rows, folder / f"{method}-objects.jpg")
+        _write(rows, folder / (f"{method}-{most}-shots-objects.jpg" if most else f"{method}-objects.jpg"))
 
 
 def _reader(measuring: Measuring, image: str) -> Callable[[], tuple[NDArray[np.uint8], Labels]]:

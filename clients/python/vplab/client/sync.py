@@ -223,6 +223,10 @@ class Client:
         """Tuning jobs. Raises InvalidInput without an address."""
         return Training(self._made(lambda: self._client.training), self._loop)
 
+    def wait_for(self, work: Callable[[AsyncClient], Coroutine[Any, Any, Result]]) -> Result:
+        """Run a coroutine function on the asyncio client, for what takes one, such as ``publish_dataset``."""
+        return self._loop.wait_for(work(self._client))
+
     def replica(self, area: Area) -> Replica:
         """Return health and self-description of the server of an area. Raises InvalidInput without an address."""
         return Replica(self._made(lambda: self._client.replica(area)), self._loop)
