@@ -52,6 +52,7 @@ _ROLES: Final[dict[Role, pb.OutputRole]] = {
     "image_embedding": pb.OUTPUT_ROLE_IMAGE_EMBEDDING,
     "patch_features": pb.OUTPUT_ROLE_PATCH_FEATURES,
     "early_features": pb.OUTPUT_ROLE_EARLY_FEATURES,
+    "colours": pb.OUTPUT_ROLE_COLOURS,
 }
 _ROLES_BY_VALUE: Final = {value: role for role, value in _ROLES.items()}
 _JOB_STATES: Final = {

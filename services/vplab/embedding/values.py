@@ -13,7 +13,7 @@ from vplab.vision.images import PixelFormat
 from vplab.vision.specs import EncoderSpec
 
 Array = npt.NDArray[np.float32] | npt.NDArray[np.float16]
-Role = Literal["image_embedding", "patch_features", "early_features"]
+Role = Literal["image_embedding", "patch_features", "early_features", "colours"]
 
 
 class Precision(StrEnum):

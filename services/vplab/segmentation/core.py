@@ -15,7 +15,7 @@ from vplab.segmentation.errors import AnswerTooLarge, ModelMismatch
 from vplab.segmentation.ports import LoadedSegmenter
 from vplab.segmentation.prompt_sets import PromptSets
 from vplab.segmentation.segmenters import Segmenters
-from vplab.segmentation.targets import IMAGE_EMBEDDING, Targets, check_embedding
+from vplab.segmentation.targets import IMAGE_EMBEDDING, Targets, check_embedding, colours_of, decoding_roles
 from vplab.segmentation.values import (
     AdapterVersion,
     Chosen,
@@ -35,6 +35,7 @@ from vplab.segmentation.values import (
     Timings,
 )
 from vplab.segmentation.workers import Workers
+from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.masks import encode_runs, upsample_logits
 from vplab.vision.matching import MATCHERS, MatchOptions
 from vplab.vision.pipeline.decoding import PromptDecoder
@@ -95,7 +96,8 @@ class SegmentationCore:
             raise AnswerTooLarge(4 * num_logits, self._max_logits_bytes)
         encoder = await self._image_encoder(version)
         loaded = await self._decoder(version, adapted)
-        embedded = (await self._targets.embed(image, {encoder.model: [IMAGE_EMBEDDING]}))[encoder.model]
+        roles = decoding_roles(spec.colour_evidence is not None)
+        embedded = (await self._targets.embed(image, {encoder.model: roles}))[encoder.model]
         embedding = check_embedding(embedded, IMAGE_EMBEDDING, spec.embedding_shape)
         transform = frame_transform(embedded.image_hw, encoder.spec.preprocessing)
         tokens = await self._workers.run(lambda: _tokens(prompts, transform, spec))
@@ -107,9 +109,8 @@ class SegmentationCore:
                 chosen = slice(1, None) if multimask and spec.num_planes > 1 else slice(0, 1)
                 planes[member] = (one_logits[chosen].copy(), one_ious[chosen].copy())
         found = [p for p in planes if p is not None]
-        objects = await self._workers.run(
-            lambda: tuple(_masks(logits, ious, transform, spec.mask_threshold) for logits, ious in found)
-        )
+        colours = None if spec.colour_evidence is None else colours_of(embedded, encoder)
+        objects = await self._workers.run(lambda: _masks_of_prompts(found, prompts, transform, spec, colours))
         provenance = Provenance(
             embedded.image_digest, version.model, encoder.model, adapter=None if adapted is None else adapted.model
         )
@@ -143,7 +144,9 @@ class SegmentationCore:
         spec = version.spec if adapter is None else adapter.spec
         loaded = await self._decoder(version, adapter)
         references = await self.prompt_sets.references(prompt_set, options)
-        target = await self._targets.open(image, image_encoder, feature_encoder, options.tile_side or 0)
+        wants_colours = spec.colour_evidence is not None
+        tile_side = options.tile_side or 0
+        target = await self._targets.open(image, image_encoder, feature_encoder, tile_side, wants_colours=wants_colours)
         embedded = time.monotonic()
         decoder = QueueDecoder(self._queue, spec, loaded, image_encoder.spec.preprocessing, target, urgency)
         refines = self._refines == "always" or (self._refines == "auto" and spec.prompt_raster is None)
@@ -255,12 +258,34 @@ def _tokens(prompts: Sequence[ObjectPrompt], transform: FrameTransform, spec: Se
     return tokens
 
 
+def _masks_of_prompts(
+    found: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    prompts: Sequence[ObjectPrompt],
+    transform: FrameTransform,
+    spec: SegmenterSpec,
+    colours: NDArray[np.floating] | None,
+) -> tuple[tuple[PredictedMask, ...], ...]:
+    model = None
+    if colours is not None and spec.colour_evidence is not None:
+        model = ColourModel(colours, transform, spec.colour_evidence, spec.mask_threshold)
+    return tuple(
+        _masks(logits, ious, transform, spec, model, prompt)
+        for (logits, ious), prompt in zip(found, prompts, strict=True)
+    )
+
+
 def _masks(
-    logits: NDArray[np.float32], ious: NDArray[np.float32], transform: FrameTransform, threshold: float
+    logits: NDArray[np.float32],
+    ious: NDArray[np.float32],
+    transform: FrameTransform,
+    spec: SegmenterSpec,
+    colours: ColourModel | None,
+    prompt: ObjectPrompt,
 ) -> tuple[PredictedMask, ...]:
     masks = []
-    for plane, iou in zip(logits, ious, strict=True):
-        mask = upsample_logits(plane[None], transform)[0] > threshold
+    final = logits if colours is None else colours.sharpen(logits)
+    for plane, sharp, iou in zip(logits, final, ious, strict=True):
+        mask = prompt.bounded(upsample_logits(sharp[None], transform)[0] > spec.mask_threshold, spec)
         masks.append(PredictedMask(StoredMask(transform.original_hw, encode_runs(mask)), float(iou), plane))
     return tuple(masks)
 

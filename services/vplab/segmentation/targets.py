@@ -36,7 +36,7 @@ from vplab.vision.matching import PatchFeatures, TargetPatches
 from vplab.vision.preprocessing import frame_transform
 from vplab.vision.tiling import Tile, tile_layout
 
-IMAGE_EMBEDDING, PATCH_FEATURES = "image_embedding", "patch_features"
+IMAGE_EMBEDDING, PATCH_FEATURES, COLOURS = "image_embedding", "patch_features", "colours"
 _TILES_AT_ONCE = 4
 
 Value = TypeVar("Value")
@@ -85,24 +85,34 @@ class Targets:
                 )
 
     async def open(
-        self, image: ImageInput, image_encoder: EncoderVersion | None, feature_encoder: EncoderVersion, tile_side: int
+        self,
+        image: ImageInput,
+        image_encoder: EncoderVersion | None,
+        feature_encoder: EncoderVersion,
+        tile_side: int,
+        *,
+        wants_colours: bool = False,
     ) -> Target:
         """Embed an image for matching with ``feature_encoder`` and decoding after ``image_encoder`` (None: not needed).
 
+        wants_colours: whether the decoder's masks are sharpened by what ``image_encoder`` says of the colours.
         Raises as Embedder.embed; EmbeddingNotCached for a digest of an image that needs tiles; InvalidInput for more
         tiles than are allowed.
         """
-        wanted = _wanted(image_encoder, feature_encoder)
+        wanted = _wanted(image_encoder, feature_encoder, wants_colours)
         size_hw = await self._size_hw(image)
         if size_hw is not None and _is_tiled(size_hw, tile_side):
-            return await self._open_tiles(image, wanted, image_encoder, feature_encoder, tile_side)
+            found_tiles = await self._embed_tiles(image, wanted, tile_side)
+            digest = await self.digest(image)
+            return _target(digest, size_hw, found_tiles, image_encoder, feature_encoder, wants_colours)
         found = await self.embed(image, wanted)
         whole = found[feature_encoder.model]
         if _is_tiled(whole.image_hw, tile_side):
             assert isinstance(image, KnownImage), "the size of an image that was sent is known"
             raise EmbeddingNotCached(image.digest, "it is large enough to be cut into tiles")
         area = Tile(0, 0, whole.image_hw[1], whole.image_hw[0])
-        return _target(whole.image_digest, whole.image_hw, [(area, found)], image_encoder, feature_encoder)
+        tiles = [(area, found)]
+        return _target(whole.image_digest, whole.image_hw, tiles, image_encoder, feature_encoder, wants_colours)
 
     async def _size_hw(self, image: ImageInput) -> tuple[int, int] | None:
         match image:
@@ -112,15 +122,9 @@ class Targets:
                 return frame.height, frame.width
         return None
 
-    async def _open_tiles(
-        self,
-        image: ImageInput,
-        wanted: Wanted,
-        image_encoder: EncoderVersion | None,
-        feature_encoder: EncoderVersion,
-        tile_side: int,
-    ) -> Target:
-        digest = await self.digest(image)
+    async def _embed_tiles(
+        self, image: ImageInput, wanted: Wanted, tile_side: int
+    ) -> list[tuple[Tile, Mapping[ModelRef, Embedded]]]:
         pixels = await self._workers.run(lambda: _decode(image, self._limits))
         size_hw = (pixels.shape[0], pixels.shape[1])
         areas = tile_layout(size_hw, tile_side)
@@ -134,7 +138,7 @@ class Targets:
                 return await self.embed(_frame(area.crop(pixels)), wanted)
 
         found = await _all(embed(area) for area in areas)
-        return _target(digest, size_hw, list(zip(areas, found, strict=True)), image_encoder, feature_encoder)
+        return list(zip(areas, found, strict=True))
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
@@ -158,10 +162,21 @@ def check_embedding(embedded: Embedded, role: str, shape: tuple[int, ...]) -> ND
     return array
 
 
-def _wanted(image_encoder: EncoderVersion | None, feature_encoder: EncoderVersion) -> Wanted:
+def decoding_roles(wants_colours: bool) -> list[str]:
+    """Return the roles that decoding needs of the image encoder."""
+    return [IMAGE_EMBEDDING, COLOURS] if wants_colours else [IMAGE_EMBEDDING]
+
+
+def colours_of(embedded: Embedded, encoder: EncoderVersion) -> NDArray[Any]:
+    """Return the colours of an image. Raises ModelMismatch when the encoder gives none."""
+    output = encoder.spec.output(COLOURS)
+    return check_embedding(embedded, COLOURS, () if output is None else output.shape)
+
+
+def _wanted(image_encoder: EncoderVersion | None, feature_encoder: EncoderVersion, wants_colours: bool) -> Wanted:
     wanted: dict[ModelRef, list[str]] = {}
     if image_encoder is not None:
-        wanted.setdefault(image_encoder.model, []).append(IMAGE_EMBEDDING)
+        wanted.setdefault(image_encoder.model, []).extend(decoding_roles(wants_colours))
     wanted.setdefault(feature_encoder.model, []).append(PATCH_FEATURES)
     return wanted
 
@@ -176,10 +191,12 @@ def _target(
     tiles: Sequence[tuple[Tile, Mapping[ModelRef, Embedded]]],
     image_encoder: EncoderVersion | None,
     feature_encoder: EncoderVersion,
+    wants_colours: bool,
 ) -> Target:
     output = feature_encoder.spec.output(PATCH_FEATURES)
     assert output is not None, "checked when the prompt set was made"
     patches, embeddings = [], []
+    colours: list[NDArray[Any] | None] = []
     for area, found in tiles:
         features = check_embedding(found[feature_encoder.model], PATCH_FEATURES, output.shape)
         transform = frame_transform(area.size_hw, feature_encoder.spec.preprocessing)
@@ -187,8 +204,10 @@ def _target(
         if image_encoder is not None:
             embedding = image_encoder.spec.output(IMAGE_EMBEDDING)
             shape = embedding.shape if embedding is not None else ()
-            embeddings.append(check_embedding(found[image_encoder.model], IMAGE_EMBEDDING, shape))
-    return Target(digest, size_hw, TargetPatches.of(patches), tuple(embeddings))
+            of_tile = found[image_encoder.model]
+            embeddings.append(check_embedding(of_tile, IMAGE_EMBEDDING, shape))
+            colours.append(colours_of(of_tile, image_encoder) if wants_colours else None)
+    return Target(digest, size_hw, TargetPatches.of(patches), tuple(embeddings), tuple(colours))
 
 
 def _decode(image: ImageInput, limits: ImageLimits) -> ImageRGB:

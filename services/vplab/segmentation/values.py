@@ -296,3 +296,5 @@ class Target:
     patches: TargetPatches
     embeddings: tuple[NDArray[Any], ...]
     """Image embeddings (C, h, w), one for each tile."""
+    colours: tuple[NDArray[Any] | None, ...]
+    """Colours (3, H, W) of each tile, where the segmenter uses them."""

@@ -3,6 +3,7 @@
 Source of the token order: segment-anything, ``SamPredictor.predict_torch`` and ``PromptEncoder._embed_points``.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,16 @@ class ObjectPrompt:
     @property
     def has_mask(self) -> bool:
         return self.low_res_logits is not None or self.mask is not None
+
+    def bounded(self, mask: NDArray[np.bool_], spec: SegmenterSpec) -> NDArray[np.bool_]:
+        """Return an answer's mask (H, W), cut at the box where the segmenter says so and nothing but a box was said."""
+        if self.box_xyxy is None or self.num_points or self.has_mask or not spec.box_bounds_mask:
+            return mask
+        x_min, y_min, x_max, y_max = self.box_xyxy
+        area = np.s_[math.floor(y_min) : math.ceil(y_max), math.floor(x_min) : math.ceil(x_max)]
+        bounded = np.zeros_like(mask)
+        bounded[area] = mask[area]
+        return bounded
 
     def check(self, original_hw: tuple[int, int], low_res_hw: tuple[int, int]) -> None:
         """Raise InvalidInput naming the first field that does not fit the image or the segmenter."""

@@ -45,9 +45,10 @@ class OutputSpec(_Spec):
 
     name: str
     """Name of the graph output."""
-    role: Literal["image_embedding", "patch_features", "early_features"]
+    role: Literal["image_embedding", "patch_features", "early_features", "colours"]
     """``image_embedding`` (C, h, w) feeds a mask decoder; ``patch_features`` (h, w, D), L2-normalised, feeds a matcher;
-    ``early_features`` (C, h, w) is the intermediate feature HQ-SAM fuses."""
+    ``early_features`` (C, h, w) is the intermediate feature HQ-SAM fuses; ``colours`` (3, h, w) is the input's
+    RGB in 0..1, from which the edges of masks are sharpened."""
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     """Shape of one image's output, in the order the role says."""
     stride: PositiveInt
@@ -86,6 +87,21 @@ class PromptRaster(_Spec):
     click_sigma: Annotated[float, Field(gt=0)]
 
 
+class ColourEvidence(_Spec):
+    """How the colours of an image sharpen its masks (``vplab.vision.colour_evidence``); SAM does without."""
+
+    weight: Annotated[float, Field(gt=0)]
+    """Share of the log-ratio of both histograms that is added to the logits."""
+    levels: Annotated[int, Field(ge=2, le=64)]
+    """Bins of each channel."""
+    smoothing: Annotated[float, Field(gt=0)]
+    """Standard deviation, in bins, of the Gaussian that the histograms are blurred with."""
+    sure_logit: Annotated[float, Field(ge=0)]
+    """Pixels whose logit is farther from the threshold are counted."""
+    reach: Annotated[float, Field(gt=0)]
+    """Width of the background that counts, as a share of the mask's longer side."""
+
+
 class SegmenterSpec(_Spec):
     """A prompt encoder with its mask decoder."""
 
@@ -104,6 +120,10 @@ class SegmenterSpec(_Spec):
     mask_threshold: float = 0.0
     """A pixel is foreground where its logit exceeds this."""
     prompt_raster: PromptRaster | None = None
+    colour_evidence: ColourEvidence | None = None
+    """Needs an encoder with an output of role ``colours``."""
+    box_bounds_mask: bool = False
+    """Whether the mask of a box alone ends where the box does; SAM's may go beyond, and so may one with clicks."""
 
 
 ModelSpec = Annotated[EncoderSpec | SegmenterSpec, Field(discriminator="kind")]

@@ -18,9 +18,11 @@ def model():
     return NanoSegmenter().eval()
 
 
-def test_one_pass_gives_the_embedding_and_unit_length_patch_features(model):
+def test_one_pass_gives_the_embedding_unit_length_patch_features_and_the_colours(model):
+    pixels = torch.randint(0, 256, (2, 3, 64, 64)).repeat_interleave(2, 2).repeat_interleave(2, 3)
     with torch.no_grad():
-        embedding, features = model.encoder(torch.randn(2, 3, 128, 128))
+        embedding, features, colours = model.encoder((pixels - 127.5) / 127.5)
+    torch.testing.assert_close(colours, pixels[..., ::2, ::2] / 255)
     assert embedding.shape == (2, 256, 8, 8)
     assert features.shape == (2, 16, 16, FEATURE_DIM)
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(2, 16, 16))
@@ -37,11 +39,11 @@ def test_patch_features_stay_when_the_trunk_is_tuned_for_masks():
     model = NanoSegmenter().eval()
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        embedding, features = model.encoder(image)
+        embedding, features, _ = model.encoder(image)
         for parameter in model.encoder.trunk.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01)
-        tuned_embedding, tuned_features = model.encoder(image)
+        tuned_embedding, tuned_features, _ = model.encoder(image)
     assert torch.equal(features, tuned_features)
     assert not torch.allclose(embedding, tuned_embedding)
 

@@ -92,7 +92,7 @@ async def test_many_prompts_are_cut_into_calls_of_32() -> None:
 def target() -> Target:
     frame = FrameTransform((64, 64), (64, 64), (64, 64))
     patches = TargetPatches.of([PatchFeatures(np.ones((4, 4, 1), np.float32), frame, 16)])
-    return Target("0" * 64, (64, 64), patches, (embedding(7),))
+    return Target("0" * 64, (64, 64), patches, (embedding(7),), (None,))
 
 
 async def test_a_thread_waits_for_the_queue_and_a_caller_that_left_ends_it() -> None:

@@ -29,6 +29,9 @@ class RecordingDecoder:
         self.asked: list[PromptTokens] = []
         self.answered: list[tuple[np.ndarray, np.ndarray]] = []
 
+    def sharpen(self, tile, logits):
+        return logits
+
     def transform(self, tile):
         return TRANSFORM
 

@@ -16,21 +16,23 @@ import torch
 from numpy.typing import NDArray
 
 from vplab.training.foundation.evaluation import (
+    Encoded,
     EvaluationSet,
     Seconds,
     chosen_plane,
     code_commit,
+    colour_model,
+    final_mask,
     measure,
     read_set,
 )
 from vplab.training.foundation.export import encoder_spec, round_to_half, segmenter_spec
 from vplab.training.foundation.sources import NATURAL_SOURCES, PROCEDURAL, generate_procedural, open_cache
 from vplab.training.foundation.training import Stage, Trainer, TrainingConfig
-from vplab.vision.masks import upsample_logits
 from vplab.vision.measures import BoolArray
 from vplab.vision.nano.architecture import INPUT_SIZE, STRIDE, NanoSegmenter
 from vplab.vision.nano.trunk import MobileNetTrunk
-from vplab.vision.preprocessing import FrameTransform, preprocess
+from vplab.vision.preprocessing import preprocess
 from vplab.vision.prompts import ObjectPrompt, prompt_tokens
 from vplab.vision.sam.onnx_decoder import decoder_to_onnx
 from vplab.vision.sam.onnx_graph import batch_axis, to_onnx
@@ -80,32 +82,33 @@ class TorchPair:
         )
 
     @torch.no_grad()
-    def encode(self, image_rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], FrameTransform, Seconds]:
+    def encode(self, image_rgb: NDArray[np.uint8]) -> tuple[Encoded, Seconds]:
         """As ``PromptedModel``."""
         prepared = preprocess(image_rgb, self._preprocessing)
         before = Seconds.now()
-        embedding = self._model.encoder.embed(torch.from_numpy(prepared.tensor[None]))
-        return embedding.numpy(), prepared.transform, Seconds.now() - before
+        image = torch.from_numpy(prepared.tensor[None])
+        embedding = self._model.encoder.embed(image)
+        spent = Seconds.now() - before
+        colours = self._model.encoder.colours(image)[0].numpy()
+        return Encoded(embedding.numpy(), prepared.transform, colour_model(colours, prepared.transform)), spent
 
     @torch.no_grad()
-    def decode(
-        self, embedding: NDArray[np.float32], transform: FrameTransform, prompt: ObjectPrompt
-    ) -> tuple[BoolArray, NDArray[np.float32], Seconds]:
+    def decode(self, image: Encoded, prompt: ObjectPrompt) -> tuple[BoolArray, NDArray[np.float32], Seconds]:
         """As ``PromptedModel``."""
-        tokens = prompt_tokens(prompt, transform, self._spec)
+        tokens = prompt_tokens(prompt, image.transform, self._spec)
         assert tokens.mask_logits is not None
         before = Seconds.now()
         logits, scores = self._decoder(
-            torch.from_numpy(embedding),
+            torch.from_numpy(image.embedding),
             torch.zeros(1, dtype=torch.int64),
             torch.from_numpy(tokens.coords[None]),
             torch.from_numpy(tokens.labels[None].astype(np.float32)),
             torch.from_numpy(tokens.mask_logits[None, None]),
             torch.ones(1),
         )
-        spent = Seconds.now() - before
         low_res = logits[0, chosen_plane(prompt, scores[0].numpy())].numpy()
-        return upsample_logits(low_res[None], transform)[0] > 0, low_res, spent
+        sharp = image.colours.sharpen(low_res[None])
+        return final_mask(sharp, image.transform, prompt), low_res, Seconds.now() - before
 
 
 def generated_objects(count: int) -> Iterator[tuple[NDArray[np.uint8], BoolArray]]:
@@ -136,7 +139,7 @@ def graph_times(model: NanoSegmenter, folder: Path, threads: int, repeats: int =
     model = round_to_half(model).eval()
     grid = INPUT_SIZE // model.stride
     image = np.random.default_rng(0).standard_normal((1, 3, INPUT_SIZE, INPUT_SIZE)).astype(np.float32)
-    outputs = ("image_embedding", "patch_features")
+    outputs = tuple(output.name for output in encoder_spec().outputs)
     to_onnx(
         model.encoder, (torch.zeros(2, 3, INPUT_SIZE, INPUT_SIZE),), ({0: batch_axis("b")},), ("image",), outputs
     ).save(folder / "encoder.onnx")

@@ -20,8 +20,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vplab.training.foundation.export import ENCODER, SEGMENTER
+from vplab.training.foundation.export import ENCODER, SEGMENTER, segmenter_spec
 from vplab.training.foundation.sources import held_out_ids
+from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.masks import upsample_logits
 from vplab.vision.measures import BoolArray, iou, largest_piece
 from vplab.vision.preprocessing import FrameTransform, preprocess
@@ -73,16 +74,24 @@ class Seconds:
         return Seconds(self.clock - earlier.clock, self.cpu - earlier.cpu)
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """An image as the decoder needs it."""
+
+    embedding: NDArray[np.float32]
+    """(1, C, h, w)"""
+    transform: FrameTransform
+    colours: ColourModel
+
+
 class PromptedModel(Protocol):
     """What answers boxes and clicks."""
 
-    def encode(self, image_rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], FrameTransform, Seconds]:
-        """Return the embedding (1, C, h, w), where the image lies in the frame, and what the encoder took."""
+    def encode(self, image_rgb: NDArray[np.uint8]) -> tuple[Encoded, Seconds]:
+        """Return the image encoded, and what the encoder took."""
         ...
 
-    def decode(
-        self, embedding: NDArray[np.float32], transform: FrameTransform, prompt: ObjectPrompt
-    ) -> tuple[BoolArray, NDArray[np.float32], Seconds]:
+    def decode(self, image: Encoded, prompt: ObjectPrompt) -> tuple[BoolArray, NDArray[np.float32], Seconds]:
         """Return the chosen mask, its low-resolution logits, and what the decoder took."""
         ...
 
@@ -103,23 +112,37 @@ class ExportedPair:
         decoder_path = folder / SEGMENTER / self.segmenter_spec.graph
         self._decoder = ort.InferenceSession(decoder_path, options, providers=providers)
 
-    def encode(self, image_rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], FrameTransform, Seconds]:
-        """Return the embedding (1, C, h, w), where the image lies in the frame, and what the whole graph took."""
+    def encode(self, image_rgb: NDArray[np.uint8]) -> tuple[Encoded, Seconds]:
+        """Return the image encoded, and what the whole graph took."""
         prepared = preprocess(image_rgb, self._preprocessing)
+        names = ["image_embedding", "patch_features", "colours"]
         before = Seconds.now()
-        embedding, _ = self._encoder.run(["image_embedding", "patch_features"], {"image": prepared.tensor[None]})
-        return embedding, prepared.transform, Seconds.now() - before
+        embedding, _, colours = self._encoder.run(names, {"image": prepared.tensor[None]})
+        spent = Seconds.now() - before
+        return Encoded(embedding, prepared.transform, colour_model(colours[0], prepared.transform)), spent
 
-    def decode(
-        self, embedding: NDArray[np.float32], transform: FrameTransform, prompt: ObjectPrompt
-    ) -> tuple[BoolArray, NDArray[np.float32], Seconds]:
-        """Return the chosen mask, its low-resolution logits, and what the graph took."""
-        tokens = prompt_tokens(prompt, transform, self._segmenter)
+    def decode(self, image: Encoded, prompt: ObjectPrompt) -> tuple[BoolArray, NDArray[np.float32], Seconds]:
+        """Return the chosen mask, its low-resolution logits, and what the graph and the sharpening took."""
+        tokens = prompt_tokens(prompt, image.transform, self._segmenter)
         before = Seconds.now()
-        logits, scores = self._decoder.run(["low_res_logits", "iou_predictions"], _feed(embedding, tokens))
-        seconds = Seconds.now() - before
+        logits, scores = self._decoder.run(["low_res_logits", "iou_predictions"], _feed(image.embedding, tokens))
         low_res = logits[0, chosen_plane(prompt, scores[0])]
-        return upsample_logits(low_res[None], transform)[0] > self._segmenter.mask_threshold, low_res, seconds
+        sharp = image.colours.sharpen(low_res[None])
+        seconds = Seconds.now() - before
+        return final_mask(sharp, image.transform, prompt), low_res, seconds
+
+
+def colour_model(colours: NDArray[np.float32], transform: FrameTransform) -> ColourModel:
+    """Return what the colours (3, H, W) of an image say, with the shipped settings."""
+    spec = segmenter_spec()
+    assert spec.colour_evidence is not None
+    return ColourModel(colours, transform, spec.colour_evidence, spec.mask_threshold)
+
+
+def final_mask(sharp: NDArray[np.float32], transform: FrameTransform, prompt: ObjectPrompt) -> BoolArray:
+    """Return the mask of sharpened logits (1, H, W) in the original image, as segmentation does."""
+    spec = segmenter_spec()
+    return prompt.bounded(upsample_logits(sharp, transform)[0] > spec.mask_threshold, spec)
 
 
 def chosen_plane(prompt: ObjectPrompt, scores: NDArray[np.float32]) -> int:
@@ -165,28 +188,22 @@ def measure(pair: PromptedModel, objects: Iterable[tuple[NDArray[np.uint8], Bool
     """Return mean IoU in per cent for the plain box, a box, and 1, 3 and 5 clicks, of images with one object each."""
     scores: dict[str, list[float]] = {}
     for image, target in objects:
-        embedding, transform, _ = pair.encode(image)
+        encoded, _ = pair.encode(image)
         box = tight_box(target)
         plain = np.zeros_like(target)
         plain[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = True
         scores.setdefault("plain_box", []).append(iou(plain, target))
-        predicted, _, _ = pair.decode(embedding, transform, ObjectPrompt(box_xyxy=box))
+        predicted, _, _ = pair.decode(encoded, ObjectPrompt(box_xyxy=box))
         scores.setdefault("box", []).append(iou(predicted, target))
         for name, reuses_mask in (("clicks", False), ("clicks_refining", True)):
-            for count, value in _click(pair, embedding, transform, target, reuses_mask):
+            for count, value in _click(pair, encoded, target, reuses_mask):
                 scores.setdefault(f"{count}_{name}", []).append(value)
     return {name: round(100 * float(np.mean(values)), 1) for name, values in scores.items()} | {
         "num_images": len(scores["box"])
     }
 
 
-def _click(
-    pair: PromptedModel,
-    embedding: NDArray[np.float32],
-    transform: FrameTransform,
-    target: BoolArray,
-    reuses_mask: bool,
-) -> Iterator[tuple[int, float]]:
+def _click(pair: PromptedModel, image: Encoded, target: BoolArray, reuses_mask: bool) -> Iterator[tuple[int, float]]:
     predicted, low_res = np.zeros_like(target), None
     points, labels = [], []
     for count in range(1, max(CLICKS) + 1):
@@ -194,7 +211,7 @@ def _click(
         points.append(point)
         labels.append(label)
         prompt = ObjectPrompt(np.array(points, np.float32), np.array(labels), low_res_logits=low_res)
-        predicted, logits, _ = pair.decode(embedding, transform, prompt)
+        predicted, logits, _ = pair.decode(image, prompt)
         low_res = logits if reuses_mask else None
         if count in CLICKS:
             yield count, iou(predicted, target)
@@ -209,8 +226,8 @@ def time_graphs(pair: ExportedPair, repeats: int = 30) -> dict[str, float]:
     click = ObjectPrompt(np.array([[200, 300]], np.float32), np.array([1]))
     taken: dict[str, list[float]] = {"encode_ms": [], "decode_ms": [], "encode_cpu_ms": [], "decode_cpu_ms": []}
     for _ in range(repeats):
-        embedding, transform, spent = pair.encode(image)
-        _, _, spent_decoding = pair.decode(embedding, transform, click)
+        encoded, spent = pair.encode(image)
+        _, _, spent_decoding = pair.decode(encoded, click)
         for name, seconds in (("encode", spent), ("decode", spent_decoding)):
             taken[f"{name}_ms"].append(seconds.clock)
             taken[f"{name}_cpu_ms"].append(seconds.cpu)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from vplab.training.models.compare import compare_encoder, compare_segmenter
 from vplab.training.models.parity import ParityCase, ParityReport, make_report
 from vplab.vision.nano.architecture import (
+    COLOUR_EVIDENCE,
+    COLOUR_STRIDE,
     EMBED_DIM,
     FEATURE_DIM,
     FEATURE_STRIDE,
@@ -35,7 +37,7 @@ _PARITY_SIZES_HW = ((480, 640), (640, 480), (512, 512), (333, 517))
 
 def encoder_spec() -> EncoderSpec:
     """Return the spec of the image encoder."""
-    grid, fine = INPUT_SIZE // STRIDE, INPUT_SIZE // FEATURE_STRIDE
+    grid, fine, side = (INPUT_SIZE // stride for stride in (STRIDE, FEATURE_STRIDE, COLOUR_STRIDE))
     return EncoderSpec(
         family="nano",
         architecture=ARCHITECTURE,
@@ -45,6 +47,7 @@ def encoder_spec() -> EncoderSpec:
             OutputSpec(
                 name="patch_features", role="patch_features", shape=(fine, fine, FEATURE_DIM), stride=FEATURE_STRIDE
             ),
+            OutputSpec(name="colours", role="colours", shape=(3, side, side), stride=COLOUR_STRIDE),
         ),
     )
 
@@ -59,6 +62,8 @@ def segmenter_spec() -> SegmenterSpec:
         embedding_shape=(EMBED_DIM, grid, grid),
         low_res_hw=(4 * grid, 4 * grid),
         prompt_raster=RASTER,
+        colour_evidence=COLOUR_EVIDENCE,
+        box_bounds_mask=True,
     )
 
 
@@ -73,9 +78,8 @@ def export(model: NanoSegmenter, folder: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "model.json").write_text(spec.model_dump_json(indent=2) + "\n")
     images = torch.zeros(2, 3, INPUT_SIZE, INPUT_SIZE)
-    program = to_onnx(
-        model.encoder, (images,), ({0: batch_axis("num_images")},), ("image",), ("image_embedding", "patch_features")
-    )
+    names = tuple(output.name for output in encoder_spec().outputs)
+    program = to_onnx(model.encoder, (images,), ({0: batch_axis("num_images")},), ("image",), names)
     onnx.save(with_half_weights(program.model_proto), encoder_dir / "encoder.onnx")
     model.decoder()  # puts the prompt encoder's sizes back to the shipped ones
     program = decoder_to_onnx(model.prompt_encoder, model.mask_decoder)

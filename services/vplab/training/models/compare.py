@@ -82,14 +82,14 @@ def compare_encoder(
             continue
         actual = session.run([output.name], {INPUT_NAME: tensors[batch]})[0]
         parts.append(actual)
-        is_feature = output.role == "patch_features"
-        scale = 1.0 if is_feature else float(expected[batch].std())
+        has_known_scale = output.role in ("patch_features", "colours")
+        scale = 1.0 if has_known_scale else float(expected[batch].std())
         case = ParityCase(
             name=f"encode a batch of {len(actual)}",
             image_sizes_hw=tuple(image_sizes_hw[batch]),
-            quantity="patch_features" if is_feature else "image_embedding",
+            quantity="image_embedding" if output.role == "early_features" else output.role,
             max_abs_difference=max_abs_difference(actual, expected[batch]),
-            max_abs_tolerance=scale * (FEATURE_TOLERANCE if is_feature else EMBEDDING_TOLERANCE),
+            max_abs_tolerance=scale * (FEATURE_TOLERANCE if has_known_scale else EMBEDDING_TOLERANCE),
         )
         cases.append(case)
     return EncodedImages(tuple(i.transform for i in inputs), expected, np.concatenate(parts)), cases

@@ -38,7 +38,7 @@ class ParityCase(_Report):
     num_prompts: int | None = None
     num_tokens: int | None = None
     """Tokens of each prompt, padding included."""
-    quantity: Literal["image_embedding", "patch_features", "low_res_logits"]
+    quantity: Literal["image_embedding", "patch_features", "colours", "low_res_logits"]
     max_abs_difference: float
     max_abs_tolerance: float
     mask_iou: float | None = None

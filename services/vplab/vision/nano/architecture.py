@@ -12,16 +12,19 @@ from torch.nn import functional as F
 
 from vplab.vision.nano.trunk import CHANNELS, MobileNetTrunk, upper_maps
 from vplab.vision.sam.onnx_decoder import PromptDecoder
-from vplab.vision.specs import PromptRaster
+from vplab.vision.specs import ColourEvidence, PromptRaster
 
 INPUT_SIZE = 512
 EMBED_DIM = 256
 STRIDE = 16
 FEATURE_STRIDE = 8
 FEATURE_DIM = 128
+COLOUR_STRIDE = 2
 MEAN_RGB = (127.5, 127.5, 127.5)
 STD_RGB = (127.5, 127.5, 127.5)
+"""To -1..1; ``NanoEncoder`` undoes it for the colours."""
 RASTER = PromptRaster(box_inside=2.0, box_outside=-4.0, click_peak=4.0, click_sigma=2.0)
+COLOUR_EVIDENCE = ColourEvidence(weight=0.5, levels=32, smoothing=1.4, sure_logit=1.0, reach=0.25)
 FEATURE_STRIDES = (8, 16, 32)
 
 
@@ -115,10 +118,18 @@ class NanoEncoder(nn.Module):
         self.feature_blocks = self.trunk.upper_copy()
         self.projection = PatchProjection()
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """image: (B, 3, H, W) float32, preprocessed; returns (B, 256, H/16, W/16) and (B, H/8, W/8, D)."""
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """image: (B, 3, H, W) float32, preprocessed.
+
+        Returns (B, 256, H/16, W/16), (B, H/8, W/8, D), and the picture itself, (B, 3, H/2, W/2) RGB in 0..1.
+        """
         maps = self.trunk(image)
-        return self.neck(maps), self.projection(upper_maps(self.feature_blocks, maps[4]))
+        features = self.projection(upper_maps(self.feature_blocks, maps[4]))
+        return self.neck(maps), features, self.colours(image)
+
+    def colours(self, image: Tensor) -> Tensor:
+        """Return the picture at half its size, RGB in 0..1."""
+        return F.avg_pool2d(image, COLOUR_STRIDE) * 0.5 + 0.5
 
     def feature_maps(self, image: Tensor) -> dict[int, Tensor]:
         """Return the maps of strides 8, 16 and 32 that the patch features are projected from."""

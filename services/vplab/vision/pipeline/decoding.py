@@ -39,6 +39,10 @@ class PromptDecoder(Protocol):
         """Return logits (N, planes, h, w) and predicted IoU (N, planes) for prompts of equally many tokens."""
         ...
 
+    def sharpen(self, tile: int, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the final logits of a mask, (h, w) as decoded, on that grid or a finer one."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:

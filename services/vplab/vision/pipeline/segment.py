@@ -1,7 +1,7 @@
 """One class of one target: match, decode, weigh, group, join tiles, and take the union."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 
@@ -78,7 +78,7 @@ class ClassSegmentation:
 class _TileGroup:
     tile: int
     logits: NDArray[np.float32]
-    """(h, w) float32 on the low-resolution grid, the similarity map weighed in."""
+    """(h, w) float32 on the low-resolution grid or a finer one, the similarity map weighed in."""
     predicted_iou: float
     score: float
     """The best candidate's."""
@@ -171,7 +171,8 @@ def _instances(
     for tile, members in groupby(groups, key=lambda group: group.tile):
         similarity = _upsample(decoder, tile, maps[tile])
         for group in members:
-            pieces += _pieces(target, decoder, group, similarity)
+            sharp = replace(group, logits=decoder.sharpen(tile, group.logits))
+            pieces += _pieces(target, decoder, sharp, similarity)
     instances = []
     for indices in join_views([piece.view for piece in pieces]):
         found = [pieces[i] for i in indices]

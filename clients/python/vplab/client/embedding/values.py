@@ -10,7 +10,7 @@ from vplab.client.models import ModelReference
 from vplab.errors import NotFound, VPLabError
 
 Precision = Literal["float32", "float16"]
-OutputRole = Literal["image_embedding", "patch_features", "early_features"]
+OutputRole = Literal["image_embedding", "patch_features", "early_features", "colours"]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class OutputRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_ROLE_IMAGE_EMBEDDING: _ClassVar[OutputRole]
     OUTPUT_ROLE_PATCH_FEATURES: _ClassVar[OutputRole]
     OUTPUT_ROLE_EARLY_FEATURES: _ClassVar[OutputRole]
+    OUTPUT_ROLE_COLOURS: _ClassVar[OutputRole]
 
 class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,6 +53,7 @@ OUTPUT_ROLE_UNSPECIFIED: OutputRole
 OUTPUT_ROLE_IMAGE_EMBEDDING: OutputRole
 OUTPUT_ROLE_PATCH_FEATURES: OutputRole
 OUTPUT_ROLE_EARLY_FEATURES: OutputRole
+OUTPUT_ROLE_COLOURS: OutputRole
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
