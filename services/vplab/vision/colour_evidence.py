@@ -17,6 +17,7 @@ from vplab.vision.specs import ColourEvidence
 
 _LEAST_SHARE = 1e-3
 """Added to both shares of a colour, so that one that neither histogram knows says nothing."""
+_ONE = np.ones(1, np.float32)
 _MIN_MARGIN = 1 / 64
 """Least width of the background around the object, as a share of the frame."""
 
@@ -36,9 +37,7 @@ class ColourModel:
         levels = evidence.levels
         red, green, blue = np.clip((colours.astype(np.float32) * levels).astype(np.int32), 0, levels - 1)
         self._bins = (red * levels + green) * levels + blue  # (H, W)
-        distance = np.arange(levels)[:, None] - np.arange(levels)
-        kernel = np.exp(-0.5 * (distance / evidence.smoothing) ** 2)
-        self._kernel = (kernel / kernel.sum(axis=0)).astype(np.float32)
+        self._kernel = cv2.getGaussianKernel(2 * round(4 * evidence.smoothing) + 1, evidence.smoothing, cv2.CV_32F)
 
     def sharpen(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return mask logits with what the colours say of each; logits: (M, h, w) over the padded frame.
@@ -76,8 +75,9 @@ class ColourModel:
     def _shares(self, bins: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return each colour's smoothed share of the pixels, (levels ** 3,) float32."""
         levels = self._evidence.levels
-        counts = np.bincount(bins, minlength=levels**3).astype(np.float32).reshape(levels, levels, levels)
+        counts = np.bincount(bins, minlength=levels**3).astype(np.float32)
         for _ in range(3):
             # Blurs the first axis and moves it to the end, so three turns blur all and restore the order.
-            counts = np.moveaxis(np.tensordot(self._kernel, counts, axes=(1, 0)), 0, -1)
-        return np.asarray(counts.reshape(-1) / np.float32(max(len(bins), 1)) + np.float32(_LEAST_SHARE))
+            rows = counts.reshape(levels, levels**2)
+            counts = cv2.sepFilter2D(rows, -1, _ONE, self._kernel, borderType=cv2.BORDER_REFLECT).T.reshape(-1)
+        return np.asarray(counts / np.float32(max(len(bins), 1)) + np.float32(_LEAST_SHARE))

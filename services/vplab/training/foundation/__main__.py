@@ -101,7 +101,14 @@ def export_pair(arguments: argparse.Namespace) -> None:
 
 def evaluate_pair(arguments: argparse.Namespace) -> None:
     """Measure the exported pair."""
-    evaluate(arguments.models, arguments.data, arguments.output, limit=arguments.limit, threads=arguments.threads)
+    evaluate(
+        arguments.models,
+        arguments.data,
+        arguments.output,
+        limit=arguments.limit,
+        threads=arguments.threads,
+        is_decoder_alone=arguments.decoder_alone,
+    )
 
 
 def write_cards(arguments: argparse.Namespace) -> None:
@@ -159,6 +166,7 @@ def command_line() -> argparse.ArgumentParser:
     step.add_argument("--output", type=Path, required=True, help="JSON file")
     step.add_argument("--limit", type=int, default=40, help="images of each technical set")
     step.add_argument("--threads", type=int, default=2)
+    step.add_argument("--decoder-alone", action="store_true", help="without the colours and the box's bound")
     step.set_defaults(call=evaluate_pair)
 
     step = steps.add_parser("card", help="write the model cards from the figures and the run's log")

@@ -99,7 +99,9 @@ class PromptedModel(Protocol):
 class ExportedPair:
     """The two graphs of a folder, on the CPU."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, *, is_decoder_alone: bool = False) -> None:
+        """is_decoder_alone: leave out the colours and the box's bound, to see what they bring."""
+        self._is_decoder_alone = is_decoder_alone
         self.encoder_spec = spec_from_json((folder / ENCODER / "model.json").read_bytes())
         self.segmenter_spec = spec_from_json((folder / SEGMENTER / "model.json").read_bytes())
         assert isinstance(self.encoder_spec, EncoderSpec)
@@ -127,6 +129,9 @@ class ExportedPair:
         before = Seconds.now()
         logits, scores = self._decoder.run(["low_res_logits", "iou_predictions"], _feed(image.embedding, tokens))
         low_res = logits[0, chosen_plane(prompt, scores[0])]
+        if self._is_decoder_alone:
+            spent = Seconds.now() - before
+            return upsample_logits(low_res[None], image.transform)[0] > self._segmenter.mask_threshold, low_res, spent
         sharp = image.colours.sharpen(low_res[None])
         seconds = Seconds.now() - before
         return final_mask(sharp, image.transform, prompt), low_res, seconds
@@ -234,9 +239,11 @@ def time_graphs(pair: ExportedPair, repeats: int = 30) -> dict[str, float]:
     return {name: round(1000 * float(np.median(values)), 1) for name, values in taken.items()}
 
 
-def evaluate(folder: Path, data_dir: Path, output: Path, *, limit: int, threads: int) -> dict[str, object]:
+def evaluate(
+    folder: Path, data_dir: Path, output: Path, *, limit: int, threads: int, is_decoder_alone: bool = False
+) -> dict[str, object]:
     """Measure the pair in ``folder`` and write the figures with what made them."""
-    pair = ExportedPair(folder, threads)
+    pair = ExportedPair(folder, threads, is_decoder_alone=is_decoder_alone)
     sets = {}
     for wanted in SETS:
         sets[wanted.name] = measure(pair, read_set(data_dir, wanted, 200 if wanted.whole_class else limit))
@@ -245,6 +252,7 @@ def evaluate(folder: Path, data_dir: Path, output: Path, *, limit: int, threads:
         "sets": sets,
         "speed": time_graphs(pair) | {"threads": threads, "load_average": round(os.getloadavg()[0], 2)},
         "protocol": [asdict(s) for s in SETS],
+        "is_decoder_alone": is_decoder_alone,
         "models": {name: _sha256(folder / name) for name in (ENCODER, SEGMENTER)},
         "commit": code_commit(),
         "device": f"{platform.machine()} CPU, {threads} threads, onnxruntime {ort.__version__}",
