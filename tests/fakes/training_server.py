@@ -24,7 +24,7 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
     """Each job tells of ``NUM_STEPS`` steps and succeeds, unless ``fails_with`` says why not.
 
     ``hold`` keeps jobs before their last step until it is set; ``breaks`` counts how many streams break after two
-    events each; ``refuses`` is raised at creation.
+    events each; ``refuses`` is raised at creation. Whoever asks for a job that nobody watches finds it ended.
     """
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
         self.breaks = 0
         self.fails_with = ""
         self.promotion = ""
+        self.adapter_digest = "c" * 64
         self.refuses: VPLabError | None = None
         self._by_request: dict[str, str] = {}
 
@@ -67,7 +68,10 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
 
     def GetTuningJob(self, request: Any, context: grpc.ServicerContext) -> Any:
         with refusing(context):
-            return pb.GetTuningJobResponse(job=self._job(request.name))
+            job = self._job(request.name)
+            if job.state == pb.JOB_STATE_QUEUED and self.hold.is_set():
+                self._end(job)
+            return pb.GetTuningJobResponse(job=job)
 
     def CancelTuningJob(self, request: Any, context: grpc.ServicerContext) -> Any:
         with refusing(context):
@@ -114,7 +118,7 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
             job.state, job.message = pb.JOB_STATE_FAILED, self.fails_with
             return
         job.state, job.stage = pb.JOB_STATE_SUCCEEDED, pb.TUNING_STAGE_PROMOTE
-        job.adapter.CopyFrom(vision_pb2.ModelReference(name="artifacts/tuned/versions/1", digest="c" * 64))
+        job.adapter.CopyFrom(vision_pb2.ModelReference(name="artifacts/tuned/versions/1", digest=self.adapter_digest))
         job.metrics.update({"validation_iou_before": 0.5, "validation_iou_after": 0.8})
         job.promotion = self.promotion
 

@@ -40,6 +40,8 @@ class Tuner:
 
     services: Services
     results: Results
+    num_steps: int | None = None
+    """Of each tuning; None is the method's default."""
     on_stage: Callable[[str], None] = lambda stage: None
     """Told what a job is at."""
     _datasets: dict[tuple[str, ...], str] = field(default_factory=dict)
@@ -66,8 +68,14 @@ class Tuner:
         self.services.forget(*made, *([self.services.artifact_id("data")] if made else []))
 
     def _is_there(self, known: Tuning) -> bool:
+        registry = self.services.client.registry
+        artifact = known.adapter.partition("/versions/")[0]
         try:
-            return patiently(lambda: self.services.client.registry.get_version(known.adapter)).digest == known.digest
+            version = patiently(lambda: registry.get_version(known.adapter))
+            return (
+                version.digest == known.digest
+                and patiently(lambda: registry.get_artifact(artifact)).delete_time is None
+            )
         except NotFound:
             return False
 
@@ -78,7 +86,7 @@ class Tuner:
             segmenter=self.services.segmenter,
             prompt_set=self.services.prompt_set_of(shots[:MAX_REFERENCES], class_ids),
             method=ADAPTERS[method],
-            options=TuningOptions(seed=seed),
+            options=TuningOptions(num_steps=self.num_steps, seed=seed),
         )
         began = time.monotonic()
         job = self._ended(request)

@@ -70,6 +70,7 @@ def _worker_settings(config: TrainingConfig, client: AsyncClient, device: str) -
         registry_address=client.addresses["registry"],
         embedding_address=client.addresses["embedding"],
         cache_dir=config.cache_dir,
+        graph_dir=config.graph_dir,
         device=device,
         num_threads=config.worker_threads,
         niceness=config.worker_niceness,

@@ -24,6 +24,9 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
     """Where the embedding service listens; unset is ``VPLAB_EMBEDDING_ADDRESS`` or ``VPLAB_ADDRESS``."""
     cache_dir: Path = Field(default_factory=lambda: home() / "training")
     """Folder for what can be had again: downloaded data sets and models. Replicas need not share it."""
+    graph_dir: Path | None = None
+    """Folder for exported decoder graphs without weights: one for each kind of adapter and size of base, which takes
+    seconds to make. Any services of any home may share it; unset is below ``cache_dir``."""
     database_url: str | None = None
     """SQLAlchemy URL of the job queue; unset is a SQLite file below ``cache_dir``. Replicas that share a PostgreSQL
     share the queue: jobs, events and checkpoints are in it, and nothing else need be shared."""

@@ -97,6 +97,9 @@ def evaluate(
         str,
         typer.Option("--features", "--encoder", metavar="NAME", help="Encoder that is matched; else the server's."),
     ] = "",
+    tuning_steps: Annotated[
+        int | None, typer.Option(min=1, metavar="NUMBER", help="Steps of every tuning; else each method's own.")
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an earlier run did in OUT.")] = False,
     json_file: JsonFile = None,
 ) -> ExitCode:
@@ -133,6 +136,7 @@ def evaluate(
             segmenter=artifact_name(segmenter),
             feature_encoder=artifact_name(feature_encoder),
             max_test=max_test,
+            tuning_steps=tuning_steps,
         )
         if restart:
             job.forget()
@@ -152,6 +156,7 @@ class _Job:
     segmenter: str
     feature_encoder: str
     max_test: int
+    tuning_steps: int | None
 
     def run(self) -> dict[str, Any]:
         """Measure what is left and write everything; also what there is when it is interrupted."""
@@ -215,6 +220,8 @@ class _Job:
             "boundary_tolerance": BOUNDARY_TOLERANCE,
             "num_ids": None if ids is None else len(ids),
             **options,
+            # Only where it is said: figures of nothing tuned do not depend on it.
+            **({} if self.tuning_steps is None else {"tuning_steps": self.tuning_steps}),
         }
 
     def _results(self) -> Results:
@@ -238,7 +245,7 @@ class _Job:
             services = Services(
                 client, encoded, self.segmenter, self.feature_encoder, journal.note_model, journal.begin_run()
             )
-            tuner = Tuner(services, journal) if self.names.are_tuned else None
+            tuner = Tuner(services, journal, self.tuning_steps) if self.names.are_tuned else None
             try:
                 yield services, tuner
             except BaseException:

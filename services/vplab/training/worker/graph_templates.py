@@ -21,10 +21,10 @@ from vplab.errors import Internal
 from vplab.runtime.server_info import software
 from vplab.training.foundation.export import with_half_weights
 from vplab.vision.adapters.adapt import AdaptedDecoder
-from vplab.vision.sam.onnx_decoder import module_to_onnx
+from vplab.vision.sam.onnx_decoder import PromptDecoder, module_to_onnx
 from vplab.vision.specs import canonical_json
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class GraphTemplates:
@@ -69,12 +69,15 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
 
 
 def _key(adapted: AdaptedDecoder, merged: nn.Module) -> str:
-    """Return what a template depends on: the kind of adapter, sizes, and the software that exports."""
+    """Return what a template depends on: what of the adapter stays beside the weights, sizes, and the software.
+
+    An adapter that is in the weights altogether leaves the base's own structure, which all such adapters share.
+    """
     shapes = {name: list(tensor.shape) for name, tensor in _tensors(merged).items()}
     encoder = adapted.base.prompt_encoder
     said = {
         "format": _FORMAT,
-        "adapter": json.loads(adapted.spec.model_dump_json()),
+        "adapter": None if type(merged) is PromptDecoder else json.loads(adapted.spec.model_dump_json()),
         "shapes": shapes,
         "sizes": [list(encoder.image_embedding_size), list(encoder.input_image_size)],
         "software": [software(), torch.__version__, onnx.__version__],

@@ -61,7 +61,7 @@ class TuningWorker:
         self._settings = settings
         self._loop = asyncio.Runner()
         self._bases: OrderedDict[str, PromptDecoder] = OrderedDict()
-        self._templates = GraphTemplates(settings.cache_dir / "graphs")
+        self._templates = GraphTemplates(settings.graph_dir or settings.cache_dir / "graphs")
 
     def warm_up(self, segmenter: str) -> None:
         """Load a segmenter."""

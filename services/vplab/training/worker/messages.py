@@ -29,6 +29,8 @@ class WorkerSettings:
     max_image_bytes: int
     max_image_pixels: int
     max_message_bytes: int
+    graph_dir: Path | None = None
+    """Where exported graphs are kept; None is below ``cache_dir``."""
     worker_class: str = "vplab.training.worker.job:TuningWorker"
     """Module and class of what works, loaded in the process only: it takes seconds to load torch."""
     log_level: str = "info"
