@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fakes.vplab_command import Vplab, ended, free_port_base, wait_for
+from vplab import registry
 from vplab.client import (
     AsyncClient,
     Client,
@@ -20,8 +21,11 @@ from vplab.client import (
 )
 from vplab.client.training.values import TuningRequest
 from vplab.errors import InvalidInput, NotFound
+from vplab.training.foundation.evaluation import ExportedPair
 from vplab.vision.masks import coco_rle_to_mask, png_to_mask
 from vplab.vision.synthesis import InspectionImage, synthesize_inspection_set
+
+BUILTIN = Path(registry.__file__).parent / "builtin"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,25 @@ def test_clicks_give_masks_in_every_form(client: Client, images: list[Inspection
     assert refined.provenance == prediction.provenance
     by_digest = client.segmentation.predict_masks(DigestImage(prediction.provenance.image_digest), click)
     assert by_digest.image_size_hw == truth.shape
+
+
+def test_the_shipped_models_are_served_as_their_recipe_measures_them(
+    client: Client, images: list[InspectionImage]
+) -> None:
+    pair = ExportedPair(BUILTIN, threads=1)
+    for image in images:
+        rows, columns = np.nonzero(image.mask)
+        box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
+        click = np.array([[columns[len(rows) // 2], rows[len(rows) // 2]]], np.float32)
+        encoded, _ = pair.encode(image.image_rgb)
+        for prompt in (
+            ObjectPrompt(box_xyxy=box),
+            ObjectPrompt(points_xy=click, point_labels=np.array([1]), box_xyxy=box),
+        ):
+            expected, _, _ = pair.decode(encoded, prompt)
+            ((answer,),) = client.segmentation.predict_masks(image.image_rgb, prompt).objects
+            # The service keeps half-precision embeddings, so a pixel on the border may fall on the other side.
+            assert (answer.mask & expected).sum() / (answer.mask | expected).sum() > 0.99
 
 
 def test_an_image_the_service_forgot_is_sent_again(client: Client, images: list[InspectionImage]) -> None:
