@@ -77,24 +77,7 @@ TASKS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("VPLAB_DATA", ROOT.parent / "shared" / "data"))
-    )
-    parser.add_argument("--tasks", nargs="*", default=[t.name for t in TASKS], help="names, such as neu_steel-2")
-    parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--shots", default="0,1,5")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--max-test", type=int, default=32)
-    parser.add_argument("--max-side", type=int, help="reduce larger images, for every method")
-    parser.add_argument("--jobs", type=int, default=1, help="sets at a time; some methods use one core only")
-    parser.add_argument("--tables-only", action="store_true", help="measure nothing")
-    parser.add_argument("--readme", action="store_true", help="write the tables into the README")
-    arguments = parser.parse_args()
-    unknown = set(arguments.tasks) - {t.name for t in TASKS}
-    if unknown:
-        parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(t.name for t in TASKS)}")
+    arguments = parse(measuring_parser(__doc__, METHODS, TASKS))
     failed = [] if arguments.tables_only else measure_all(chosen(arguments.tasks), arguments)
     found = read_results(arguments.out)
     if not found:
@@ -111,27 +94,58 @@ def main() -> None:
         raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
+def measuring_parser(description: str | None, methods: str, tasks: Sequence[Task]) -> argparse.ArgumentParser:
+    """Return what reads the options of a script that measures tasks."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("VPLAB_DATA", ROOT.parent / "shared" / "data"))
+    )
+    parser.add_argument("--tasks", nargs="*", default=[t.name for t in tasks], help="names, such as neu_steel-2")
+    parser.add_argument("--methods", default=methods)
+    parser.add_argument("--shots", default="0,1,5")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--max-test", type=int, default=32)
+    parser.add_argument("--max-side", type=int, help="reduce larger images, for every method")
+    parser.add_argument("--jobs", type=int, default=1, help="sets at a time; some methods use one core only")
+    parser.add_argument("--tables-only", action="store_true", help="measure nothing")
+    parser.add_argument("--readme", action="store_true", help="write the tables into the README")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line; a task that does not exist is refused."""
+    arguments = parser.parse_args()
+    unknown = set(arguments.tasks) - {t.name for t in TASKS}
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(t.name for t in TASKS)}")
+    return arguments
+
+
 def chosen(names: Sequence[str]) -> list[Task]:
     """Return the tasks of these names, in our order."""
     return [task for task in TASKS if task.name in names]
 
 
-def measure_all(tasks: Sequence[Task], arguments: argparse.Namespace) -> list[str]:
-    """Measure the tasks, several at a time if wished; return the names of those that did not end well."""
+def measure_all(tasks: Sequence[Task], arguments: argparse.Namespace, *more: str) -> list[str]:
+    """Measure the tasks, several at a time if wished; return the names of those that did not end well.
+
+    more: further options of the command.
+    """
     arguments.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        ended = list(pool.map(lambda task: measure(task, arguments), tasks))
+        ended = list(pool.map(lambda task: measure(task, arguments, *more), tasks))
     return [task.name for task, is_well in zip(tasks, ended, strict=True) if not is_well]
 
 
-def measure(task: Task, arguments: argparse.Namespace) -> bool:
+def measure(task: Task, arguments: argparse.Namespace, *more: str) -> bool:
     """Run the command for one task; say whether it ended well."""
     folder = arguments.data / task.folder
     if not folder.is_dir():
         print(f"{task.name}: no folder {folder}", file=sys.stderr)
         return False
     print(f"{task.name} ...", file=sys.stderr, flush=True)
-    options = list(task.options)
+    options = [*task.options, *more]
     if task.is_natural:
         options += ["--ids", str(HELD_OUT / f"{task.folder}.txt")]
     if arguments.max_side:
@@ -321,7 +335,8 @@ def made_by(found: dict[Task, dict[str, Any]]) -> str:
     where = sorted({f"commit {r['commit']}, {r['machine']}" for r in found.values()})
     tests = sorted({r["num_test"] for r in found.values()})
     seeds = sorted({r["num_seeds"] for r in found.values()})
-    failed = sum(f["num_failed"] for r in found.values() for m in r["shots"].values() for f in m.values())
+    learned = [r[kind] for r in found.values() for kind in ("shots", "tuned") if kind in r]
+    failed = sum(f["num_failed"] for methods in learned for m in methods.values() for f in m.values())
     spans = [f"{v[0]}" if len(v) == 1 else f"{v[0]} to {v[-1]}" for v in (tests, seeds)]
     return (
         f"Made by {', '.join(models)}; {'; '.join(where)}. {spans[0]} tested images a set, the same for every method; "

@@ -96,3 +96,18 @@ class BoxSession:
         for (column, row), label in zip(points_xy, point_labels, strict=True):
             found[np.hypot(x - column, y - row) <= 3] = bool(label)
         return found
+
+
+@dataclass
+class LearningBoxes:
+    """Learns nothing from its shots but to mark as ``BoxClicks`` does; remembers what it was given."""
+
+    name: str = "boxes"
+    fails_with: Exception | None = None
+    learned: list[tuple[tuple[str, ...], tuple[int, ...], int]] = field(default_factory=list)
+
+    def learn(self, shots: Sequence[LabelledImage], class_ids: Sequence[int], seed: int) -> BoxClicks:
+        if self.fails_with is not None:
+            raise self.fails_with
+        self.learned.append((tuple(shot.name for shot in shots), tuple(class_ids), seed))
+        return BoxClicks(self.name)

@@ -1,17 +1,35 @@
 """Which methods there are, and what is left out and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from vplab.client import Client
 from vplab.errors import InvalidInput, Unimplemented
 from vplab.evaluation import methods
 from vplab.evaluation.methods import choose_methods
-from vplab.evaluation.plan import make_plan
+from vplab.evaluation.plan import Plan, make_plan
 from vplab.evaluation.ports import ClickMethod
+from vplab.evaluation.results import Results
+from vplab.evaluation.served import Services
 from vplab.evaluation.splits import Splits
+from vplab.evaluation.tuned import Tuner
 
-SPLITS = Splits(("t",), {0: ("a", "b", "c"), 1: ("c", "a", "b")})
+SPLITS = Splits(("t",), {0: ("a", "b", "c"), 1: ("c", "a", "b")}, others=("d",))
+
+
+@pytest.fixture
+def tuner(tmp_path: Path) -> Iterator[Tuner]:
+    """A tuner that nobody asks for anything."""
+    with Client("127.0.0.1:1") as client, Results.open(tmp_path / "j", {}) as results:
+        yield Tuner(Services(client, lambda name: b""), results)
+
+
+def planned(plan: Plan) -> tuple[list[str], list[tuple[str, int, int]], list[tuple[str, int, int]]]:
+    """The names of clicks, and what is tuned and learned by name, number of shots and seed."""
+    named = [[(method.name, number, seed) for method, number, seed in steps] for steps in (plan.tuned, plan.shots)]
+    return [method.name for method in plan.clicks], named[0], named[1]
 
 
 def missing(package: str) -> Callable[[], ClickMethod]:
@@ -40,9 +58,9 @@ def test_an_unknown_name_is_refused_with_those_known() -> None:
 
 def test_methods_that_need_a_validated_image_are_left_out_of_zero_shots() -> None:
     pytest.importorskip("sklearn", reason="comparators need the evaluation extra")
-    plan = make_plan(choose_methods(["random_forest"]), (0, 1, 3, 4), SPLITS, None, is_segments=False)
+    plan = make_plan(choose_methods(["random_forest"]), (0, 1, 3, 5), SPLITS, None, is_segments=False)
     assert [(number, seed) for _, number, seed in plan.shots] == [(1, 0), (1, 1), (3, 0), (3, 1)]
-    assert [skipped.num_shots for skipped in plan.skipped] == [0, 4]
+    assert [skipped.num_shots for skipped in plan.skipped] == [0, 5]
     assert "validated image" in plan.skipped[0].reason
     assert "3 images that show every class" in plan.skipped[1].reason
 
@@ -62,3 +80,54 @@ def test_a_method_that_is_not_installed_is_left_out_unless_it_was_chosen(monkeyp
     plan = make_plan(everything, (1,), SPLITS, None, is_segments=True)
     assert [method.name for method in plan.clicks] == ["plain_box"]
     assert [(skipped.method, skipped.num_shots) for skipped in plan.skipped] == [("grabcut", None)]
+
+
+def test_adapters_are_named_as_the_tuning_methods_are_and_measured_only_when_named() -> None:
+    names = choose_methods(["softmatch+e-peft", "hq-token", "graph+lora", "e-peft"])
+    assert (names.shot, names.click, names.tuned) == (("softmatch+e-peft", "graph+lora"), (), ("hq-token", "e-peft"))
+    assert names.are_served
+    assert names.are_tuned
+    everything = choose_methods(None)
+    assert not everything.are_tuned
+    for wrong in ("softmatch+magic", "random_forest+e-peft", "softmatch+", "e_peft"):
+        with pytest.raises(InvalidInput, match="nor a matcher with an adapter such as"):
+            choose_methods([wrong])
+
+
+def test_without_a_shot_a_tuned_method_is_the_untuned_one(tuner: Tuner) -> None:
+    names = choose_methods(["softmatch+e-peft", "softmatch+lora", "e-peft"])
+    plan = make_plan(names, (0, 2), SPLITS, tuner.services, tuner, is_segments=False)
+    clicks, tuned, shots = planned(plan)
+    assert clicks == ["segmenter"]
+    assert tuned == [("e-peft", 2, 0), ("e-peft", 2, 1)]
+    assert shots == [
+        ("softmatch", 0, 0), ("softmatch", 0, 1),
+        *((f"softmatch+{adapter}", 2, seed) for adapter in ("e-peft", "lora") for seed in (0, 1)),
+    ]  # fmt: skip
+    assert not plan.skipped
+
+
+def test_what_is_asked_for_anyway_is_measured_once(tuner: Tuner) -> None:
+    names = choose_methods(["segmenter", "softmatch", "softmatch+e-peft", "e-peft"])
+    clicks, _, shots = planned(make_plan(names, (0, 1), SPLITS, tuner.services, tuner, is_segments=False))
+    assert clicks == ["segmenter"]
+    assert shots.count(("softmatch", 0, 0)) == 1
+
+
+def test_all_images_are_a_number_of_shots_and_what_lies_between_is_left_out(tuner: Tuner) -> None:
+    assert (SPLITS.num_all, SPLITS.shots_of(1, 4), SPLITS.shots_of(1, 0)) == (4, ("c", "a", "b", "d"), ("c",))
+    many = Splits(("t",), {0: tuple(f"{number}" for number in range(70))}, others=("x", "y"))
+    plan = make_plan(
+        choose_methods(["e-peft", "softmatch+e-peft"]), (64, 71, 72), many, tuner.services, tuner, is_segments=False
+    )
+    _, tuned, shots = planned(plan)
+    assert [number for _, number, _ in tuned] == [64, 72]
+    assert [number for _, number, _ in shots] == [64]
+    reasons = {(skipped.method, skipped.num_shots): skipped.reason for skipped in plan.skipped}
+    assert "70 images that show every class" in reasons["e-peft", 71]
+    assert "64 references" in reasons["softmatch+e-peft", 72]
+
+
+def test_segments_without_a_meaning_cannot_be_tuned_to(tuner: Tuner) -> None:
+    plan = make_plan(choose_methods(["e-peft"]), (0, 1), SPLITS, tuner.services, tuner, is_segments=True)
+    assert planned(plan) == ([], [], [])

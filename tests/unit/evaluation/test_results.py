@@ -7,6 +7,7 @@ import pytest
 from vplab.errors import FailedPrecondition
 from vplab.evaluation.results import Results
 from vplab.evaluation.scores import ClassScore, ClickScore, ShotScore, StepScore
+from vplab.evaluation.values import Tuning
 
 SHOT = ShotScore("softmatch", 5, 1, "a", (ClassScore(1, 10, 20, 15, 0.5), ClassScore(0, 80, 90, 85, None)), 0.25)
 CLICK = ClickScore("segmenter", 1, "a", (StepScore("box", 0.75, 0.5), StepScore("1", 0.5, 0.25)), {"box": 0.01})
@@ -59,3 +60,32 @@ def test_a_line_that_a_kill_cut_short_is_measured_again(tmp_path: Path, cut: int
     with Results.open(tmp_path / "j", {}) as again:
         assert list(again.clicks) == [("segmenter", 0, 0, 1, "a")]
         assert not again.shots
+
+
+def test_tunings_and_the_name_of_a_run_outlive_it(tmp_path: Path) -> None:
+    tuning = Tuning("e-peft", 5, 1, "artifacts/x/versions/2", "d" * 64, 195_960, 800_000, 9_000_000, 12.5, {"a": 1.0})
+    with Results.open(tmp_path / "j", {}) as results:
+        run_id = results.begin_run()
+        assert results.begin_run() == run_id
+        results.add_tuning(tuning)
+    with Results.open(tmp_path / "j", {}) as again:
+        assert again.tunings == {("e-peft", 5, 1): tuning}
+        assert again.begin_run() == run_id
+        again.end_run()
+        assert again.begin_run() != run_id
+
+
+def test_figures_of_before_there_were_adapters_are_read(tmp_path: Path) -> None:
+    line = {
+        "kind": "click",
+        "method": "segmenter",
+        "class_id": 1,
+        "image": "a",
+        "steps": [],
+        "seconds": {},
+        "error": "",
+    }
+    with Results.open(tmp_path / "j", {}) as results:
+        results.lines.append(line)
+    with Results.open(tmp_path / "j", {}) as again:
+        assert list(again.clicks) == [("segmenter", 0, 0, 1, "a")]

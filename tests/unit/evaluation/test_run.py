@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes.evaluation_folders import BoxClicks, BrightShots, write_pair, write_squares
+from fakes.evaluation_folders import BoxClicks, BrightShots, LearningBoxes, write_pair, write_squares
 from vplab.errors import Internal, InvalidInput, Unavailable
 from vplab.evaluation.folder import FolderOptions, read_folder
 from vplab.evaluation.results import Results
@@ -169,3 +169,28 @@ def test_a_perfect_mask_is_not_clicked_again(tmp_path: Path) -> None:
         (score,) = results.clicks.values()
     assert [n for _, n, box in method.asked if not box] == [1]
     assert [step.iou for step in score.steps[1:]] == [1, 1, 1]
+
+
+def test_a_method_that_learns_marks_the_same_objects_as_one_that_does_not(measuring: Measuring) -> None:
+    method = LearningBoxes()
+    measuring.measure_clicks(BoxClicks())
+    measuring.measure_learned_clicks(method, 2, 1)
+    assert method.learned == [(measuring.splits.shots[1][:2], (1,), 1)]
+    plain = {key[3:]: score.steps for key, score in measuring.results.clicks.items() if key[0] == "box"}
+    tuned = {key[1:3]: score for key, score in measuring.results.clicks.items() if key[0] == "boxes"}
+    assert set(tuned) == {(2, 1)}
+    assert {key[3:]: s.steps for key, s in measuring.results.clicks.items() if key[0] == "boxes"} == plain
+    measuring.measure_learned_clicks(method, 2, 1)
+    assert len(method.learned) == 1
+
+
+def test_a_tuning_that_fails_counts_as_empty_for_every_object_and_is_tried_again(measuring: Measuring) -> None:
+    told: list[str] = []
+    failing = LearningBoxes(fails_with=Internal("the job failed"))
+    measuring.telling(told.append).measure_learned_clicks(failing, 1, 0)
+    scores = list(measuring.results.clicks.values())
+    assert {score.error for score in scores if score.steps} == {"learning failed: the job failed"}
+    assert {step.iou for score in scores for step in score.steps} == {0.0}
+    assert any("the job failed" in message for message in told)
+    measuring.measure_learned_clicks(LearningBoxes(), 1, 0)
+    assert not [score for score in measuring.results.clicks.values() if score.error]
