@@ -1,7 +1,7 @@
 import pytest
 
 from vplab.errors import InvalidInput
-from vplab.training.tuning.schedule import check_steps, choose_step, learning_rate, mean_metrics, plan_runs
+from vplab.training.tuning.schedule import check_steps, choose_step, gain, learning_rate, mean_metrics, plan_runs
 from vplab.training.tuning.values import TuningMetrics, TuningOptions
 
 OPTIONS = TuningOptions(num_steps=40, num_checks=4, num_folds=2, warmup_steps=4)
@@ -13,7 +13,7 @@ def test_fewer_than_three_images_are_all_trained_on():
 
 def test_folds_leave_different_images_out_and_the_last_run_none():
     runs = plan_runs([0, 0, 1, 2, 3, 4, 4], False, OPTIONS)
-    assert [len(run.left_out) for run in runs] == [1, 1, 0]
+    assert [len(run.left_out) for run in runs] == [2, 2, 0]
     assert not runs[0].left_out & runs[1].left_out
     assert [run.is_final for run in runs] == [False, False, True]
 
@@ -27,9 +27,32 @@ def test_checks_end_with_the_run():
     assert check_steps(TuningOptions(num_steps=2, num_checks=4, warmup_steps=0)) == [1, 2]
 
 
+def test_three_images_are_left_out_one_by_one():
+    assert [len(run.left_out) for run in plan_runs(range(3), False, OPTIONS)] == [1, 1, 0]
+
+
+def measured(box: float, point: float = 0.5, proposal: float | None = 0.5) -> TuningMetrics:
+    return TuningMetrics(box, point, proposal, None)
+
+
 def test_of_nearly_equal_steps_the_later_one_is_chosen():
-    assert choose_step([(0, 0.3), (10, 0.6), (20, 0.599), (30, 0.4)]) == 20
-    assert choose_step([(0, 0.7), (10, 0.6), (20, 0.5)]) == 0
+    curve = [(0, 0.3), (10, 0.6), (20, 0.599), (30, 0.4)]
+    assert choose_step([(step, measured(box)) for step, box in curve]) == 20
+
+
+def test_without_a_gain_worth_it_the_base_stays():
+    assert choose_step([(0, measured(0.7)), (10, measured(0.6)), (20, measured(0.5))]) == 0
+    assert choose_step([(0, measured(0.7)), (10, measured(0.705)), (20, measured(0.699))]) == 0
+
+
+def test_boxes_do_not_pay_for_better_proposals():
+    start, traded = measured(0.8, proposal=0.5), measured(0.7, proposal=0.65)
+    assert gain(traded, start) < 0 < gain(measured(0.8, proposal=0.65), start)
+    assert choose_step([(0, start), (10, traded)]) == 0
+
+
+def test_what_was_not_measured_has_no_say_in_the_gain():
+    assert gain(measured(0.6, 0.6, None), measured(0.5, 0.4, None)) == pytest.approx(0.15)
 
 
 def test_the_rate_warms_up_and_falls():
@@ -50,6 +73,19 @@ def test_an_option_of_zero_is_refused_by_name(name):
     with pytest.raises(InvalidInput) as caught:
         TuningOptions(**{name: 0})
     assert caught.value.violations[0].field == f"options.{name}"
+
+
+def test_each_part_of_an_ensemble_has_a_rate_of_its_own():
+    options = TuningOptions.for_method("e_peft", 5)
+    lora, ia3 = (options.rate_factor(f"{part}.layers.0.self_attn.q_proj.scale") for part in ("lora", "ia3"))
+    assert ia3 > lora == 1
+    assert options.rate_factor("prompt_tokens.layers.0.self_attn.gate") == 10
+
+
+def test_a_part_rate_of_zero_is_refused():
+    with pytest.raises(InvalidInput) as caught:
+        TuningOptions(part_rates=(("ia3.", 0.0),))
+    assert caught.value.violations[0].field == "options.part_rates"
 
 
 def test_more_images_get_more_steps_and_fewer_views():

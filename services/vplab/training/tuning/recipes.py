@@ -7,6 +7,12 @@ from vplab.training.tuning.values import TuningOptions
 _DEFAULT = TuningOptions()
 _LEARNING_RATES = {"full_decoder": 1e-4, "ia3": 1e-2, "prompt_tokens": 5e-3}
 """Where it is not 1e-3: the whole decoder forgets at that rate, a few vectors hardly move."""
+_PART_RATES = {
+    "e_peft": (("ia3.", 10.0), (".gate", 10.0), ("prompt_tokens.", 5.0)),
+    "prompt_tokens": ((".gate", 2.0),),
+}
+"""Factors within a method: each part of E-PEFT is trained at the rate that it has alone, and a gate faster than the
+tokens behind it, which learn nothing while it is shut."""
 
 
 def recipe(method: str, num_images: int) -> TuningOptions:
@@ -15,6 +21,7 @@ def recipe(method: str, num_images: int) -> TuningOptions:
     More images get more steps but fewer views: the time goes with the steps, and the embedding with images times views.
     """
     rate = _LEARNING_RATES.get(method, _DEFAULT.learning_rate)
+    options = replace(_DEFAULT, learning_rate=rate, part_rates=_PART_RATES.get(method, ()))
     if num_images <= 10:
-        return replace(_DEFAULT, learning_rate=rate)
-    return replace(_DEFAULT, learning_rate=rate, num_steps=120, num_views=2)
+        return options
+    return replace(options, num_steps=120, num_views=2)

@@ -16,6 +16,7 @@ from torch import Tensor
 from vplab.errors import Cancelled, Internal, InvalidInput
 from vplab.training.tuning.batches import batches
 from vplab.training.tuning.checkpoints import job_digest, pack, unpack
+from vplab.training.tuning.grid_masks import mask_iou, on_grid
 from vplab.training.tuning.losses import tuning_loss
 from vplab.training.tuning.ports import CheckpointStore, TunableDecoder
 from vplab.training.tuning.prompting import DrawnPrompt, PromptDrawer
@@ -35,6 +36,8 @@ from vplab.vision.specs import SegmenterSpec
 
 REFINED_SHARE = 0.5
 """Of a step's proposals, those that are also trained on in the second pass."""
+MIN_FIRST_IOU = 0.5
+"""Of the first mask with the object, for a second pass that is trained on."""
 
 
 def tune(
@@ -99,7 +102,7 @@ class _Tuning:
         self._runs = plan_runs([e.image_index for e in examples], bool(self._validation), options)
         self._parameters = list(decoder.adapter_parameters())
         self._initial = _snapshot(decoder)
-        self._anchor = [p.detach().clone() for p in self._parameters]
+        self._groups = self._rate_groups()
         self._best = self._initial
         self._at = _Position(last_step=options.num_steps)
         self._optimizer = self._new_optimizer()
@@ -166,8 +169,8 @@ class _Tuning:
             raise Internal(f"the loss is not finite at step {self._at.step + 1} of {run.name}")
         torch.nn.utils.clip_grad_norm_(self._parameters, self._options.clip_norm)
         rate = learning_rate(self._at.step, self._options)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        for group, (factor, _) in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group["lr"] = rate * factor
         self._optimizer.step()
         self._pull_back(rate)
         return total
@@ -191,13 +194,21 @@ class _Tuning:
             [examples[prompts[i].example].proposals[prompts[i].class_id].similarity for i in rows],
             self._segmenter,
         )
-        return [p for p in again if p is not None]
+        return [p for p in again if p is not None and self._may_be_refined(p)]
+
+    def _may_be_refined(self, prompt: DrawnPrompt) -> bool:
+        """Say whether the first mask is about the object: the box of another one would teach to pass over boxes."""
+        found = prompt.tokens.mask_logits
+        assert found is not None, "the second pass hands a mask back"
+        return prompt.is_false or mask_iou(found > 0, on_grid(prompt.target, self._segmenter)) >= MIN_FIRST_IOU
 
     @torch.no_grad()
     def _pull_back(self, rate: float) -> None:
         """Decay towards where training began, which is the base, and not towards zero: a scale of zero is no base."""
         if self._options.weight_decay:
-            torch._foreach_lerp_(list[Tensor](self._parameters), self._anchor, rate * self._options.weight_decay)
+            for factor, pairs in self._groups:
+                parameters, anchors = ([*side] for side in zip(*pairs, strict=True))
+                torch._foreach_lerp_(parameters, anchors, rate * factor * self._options.weight_decay)
 
     def _trained_on(self, run: Run) -> list[TuningExample]:
         kept = [e for e in self._examples if e.image_index not in run.left_out]
@@ -228,7 +239,7 @@ class _Tuning:
             metrics, previews = validate(self._decoder, self._validated_on(run), self._segmenter, self._device)
         curve = self._at.curves.setdefault(run.name, [])
         curve.append((self._at.step, asdict(metrics)))
-        if run.is_final and choose_step(_values(curve)) == self._at.step:
+        if run.is_final and choose_step(_read(curve)) == self._at.step:
             self._best, self._at.best_step = _snapshot(self._decoder), self._at.step
         return metrics, previews
 
@@ -245,15 +256,15 @@ class _Tuning:
         self._at.run_index += 1
         self._at.step = 0
         folds_are_done = self._at.run_index == len(self._runs) - 1
-        self._at.last_step = choose_step(self._curve()) if folds_are_done else self._options.num_steps
+        self._at.last_step = choose_step(self._metrics()) if folds_are_done else self._options.num_steps
 
     def _curve(self) -> list[tuple[int, float]]:
         """Return the validation IoU by step, the mean over the folds where there are some."""
         return [(step, metrics.iou) for step, metrics in self._metrics()]
 
     def _metrics(self) -> list[tuple[int, TuningMetrics]]:
-        checks = zip(*self._at.curves.values(), strict=True)
-        return [(same[0][0], mean_metrics([TuningMetrics(**m) for _, m in same])) for same in checks]
+        checks = zip(*(_read(curve) for curve in self._at.curves.values()), strict=True)
+        return [(same[0][0], mean_metrics([metrics for _, metrics in same])) for same in checks]
 
     def _result(self) -> TuningResult:
         self._decoder.train(False)
@@ -269,7 +280,16 @@ class _Tuning:
         )
 
     def _new_optimizer(self) -> torch.optim.AdamW:
-        return torch.optim.AdamW(self._parameters, lr=self._options.learning_rate, weight_decay=0.0)
+        groups = [{"params": [parameter for parameter, _ in pairs]} for _, pairs in self._groups]
+        return torch.optim.AdamW(groups, lr=self._options.learning_rate, weight_decay=0.0)
+
+    def _rate_groups(self) -> list[tuple[float, list[tuple[Tensor, Tensor]]]]:
+        """Return by factor on the learning rate what is trained, each tensor with where it began."""
+        groups: dict[float, list[tuple[Tensor, Tensor]]] = {}
+        for name, parameter in zip(self._initial, self._parameters, strict=True):
+            pair = (parameter, parameter.detach().clone())
+            groups.setdefault(self._options.rate_factor(name), []).append(pair)
+        return list(groups.items())
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._device.startswith("cuda"):
@@ -291,8 +311,8 @@ class _Tuning:
         self._optimizer.load_state_dict(content["optimizer"])
 
 
-def _values(curve: Sequence[tuple[int, Mapping[str, float | None]]]) -> list[tuple[int, float]]:
-    return [(step, TuningMetrics(**metrics).iou) for step, metrics in curve]  # type: ignore[arg-type]
+def _read(curve: Sequence[tuple[int, Mapping[str, float | None]]]) -> list[tuple[int, TuningMetrics]]:
+    return [(step, TuningMetrics(**metrics)) for step, metrics in curve]  # type: ignore[arg-type]
 
 
 def _snapshot(decoder: TunableDecoder) -> dict[str, Tensor]:

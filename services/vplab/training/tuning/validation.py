@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from vplab.training.tuning.batches import batches
+from vplab.training.tuning.grid_masks import mask_iou, on_grid
 from vplab.training.tuning.ports import TunableDecoder
 from vplab.training.tuning.prompting import (
     DrawnPrompt,
@@ -24,8 +25,8 @@ from vplab.vision.masks import upsample_logits
 from vplab.vision.prompts import BOX_MAX, BOX_MIN, FOREGROUND, PADDING
 from vplab.vision.specs import SegmenterSpec
 
-MAX_PIECES = 4
-"""Largest pieces of a class that are clicked."""
+MAX_PIECES = 3
+"""Largest pieces of a class that are clicked and boxed, each by itself."""
 MAX_PROPOSALS = 6
 """Proposals of a class on an image, spread over the list from best to worst."""
 MIN_RELATIVE_SCORE = 0.6
@@ -50,7 +51,7 @@ def validate(
     ious: dict[Kind, dict[int, list[float]]] = {k: defaultdict(list) for k in ("box", "point")}
     for prompt, answer in zip(prompts, answers, strict=True):
         if prompt.kind != "proposal" and answer is not None:
-            ious[prompt.kind][prompt.class_id].append(_iou(answer[0] > 0, _on_grid(prompt.target, segmenter)))
+            ious[prompt.kind][prompt.class_id].append(mask_iou(answer[0] > 0, on_grid(prompt.target, segmenter)))
         elif prompt.kind != "proposal":
             ious[prompt.kind][prompt.class_id].append(0.0)
     proposed: dict[int, list[float]] = defaultdict(list)
@@ -68,7 +69,7 @@ def validate(
             rejected += [a is None or a[1] < 0.5 for p, a in mine if p.is_false]
             union = _union([a for _, a in mine if a is not None], example.proposals[class_id].similarity)
             if mask.any():
-                proposed[class_id].append(_iou(union > 0, _on_grid(mask, segmenter)))
+                proposed[class_id].append(mask_iou(union > 0, on_grid(mask, segmenter)))
                 if len(previews) < MAX_PREVIEWS:
                     full = upsample_logits(union[None], example.transform)[0] > 0
                     previews.append(TuningPreview(example.image_index, class_id, full))
@@ -85,9 +86,7 @@ def _prompts(index: int, example: TuningExample, segmenter: SegmenterSpec) -> li
     found = []
     for class_id, mask in example.masks.items():
         if mask.any():
-            box = input_tokens(tight_box(mask), np.array([BOX_MIN, BOX_MAX], np.float32), None, segmenter)
-            found.append(DrawnPrompt("box", index, class_id, box, mask))
-            found += _clicks(index, example, class_id, segmenter)
+            found += _pieces(index, example, class_id, segmenter)
         proposals = example.proposals.get(class_id)
         if proposals is None or not len(proposals.points_xy):
             continue
@@ -100,7 +99,8 @@ def _prompts(index: int, example: TuningExample, segmenter: SegmenterSpec) -> li
     return found
 
 
-def _clicks(index: int, example: TuningExample, class_id: int, segmenter: SegmenterSpec) -> list[DrawnPrompt]:
+def _pieces(index: int, example: TuningExample, class_id: int, segmenter: SegmenterSpec) -> list[DrawnPrompt]:
+    """Box and click the largest pieces, since people and the evaluation mark one object, not all of a class."""
     segments = example.segments[class_id]
     areas = np.bincount(segments.reshape(-1))
     areas[0] = 0
@@ -108,9 +108,11 @@ def _clicks(index: int, example: TuningExample, class_id: int, segmenter: Segmen
     for piece in np.argsort(-areas, kind="stable")[:MAX_PIECES]:
         if areas[piece]:
             target = np.asarray(segments == piece)
+            box = input_tokens(tight_box(target), np.array([BOX_MIN, BOX_MAX], np.float32), None, segmenter)
             coords = np.array([central_pixel(target), (0, 0)], np.float32)
-            tokens = input_tokens(coords, np.array([FOREGROUND, PADDING], np.float32), None, segmenter)
-            found.append(DrawnPrompt("point", index, class_id, tokens, target))
+            click = input_tokens(coords, np.array([FOREGROUND, PADDING], np.float32), None, segmenter)
+            found.append(DrawnPrompt("box", index, class_id, box, target))
+            found.append(DrawnPrompt("point", index, class_id, click, target))
     return found
 
 
@@ -185,21 +187,6 @@ def _union(answers: Sequence[_Answer], similarity: NDArray[np.float16]) -> NDArr
         if score >= MIN_RELATIVE_SCORE * best:
             union = np.maximum(union, logits)
     return union
-
-
-def _on_grid(mask: NDArray[np.bool_], segmenter: SegmenterSpec) -> NDArray[np.bool_]:
-    """Bring a mask (S, S) to the logit grid, keeping its area."""
-    height, width = segmenter.low_res_hw
-    share = mask.reshape(height, mask.shape[0] // height, width, mask.shape[1] // width).mean((1, 3))
-    wanted = round(float(share.sum()))
-    if not wanted:
-        return np.asarray(share >= share.max()) if mask.any() else np.zeros((height, width), np.bool_)
-    return np.asarray(share >= max(np.partition(share.reshape(-1), share.size - wanted)[share.size - wanted], 1e-3))
-
-
-def _iou(predicted: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
-    union = int((predicted | wanted).sum())
-    return int((predicted & wanted).sum()) / union if union else 1.0
 
 
 def _mean(by_class: dict[int, list[float]]) -> float | None:

@@ -73,9 +73,11 @@ class TuningExample:
 class TuningOptions:
     """How an adapter is trained. The defaults are those of E-PEFT; ``for_method`` has every method's."""
 
-    num_steps: int = 50
+    num_steps: int = 40
     """Most optimiser steps of a run; early stopping may choose fewer."""
     learning_rate: float = 1e-3
+    part_rates: tuple[tuple[str, float], ...] = ()
+    """Factors on the learning rate: that of the first pair whose text a tensor's name holds, 1 where none does."""
     weight_decay: float = 0.01
     warmup_steps: int = 5
     batch_size: int = 8
@@ -84,7 +86,7 @@ class TuningOptions:
     seed: int = 0
     num_views: int = 4
     """Embedded views of each image, the image itself among them."""
-    num_folds: int = 1
+    num_folds: int = 2
     """Runs that leave images out to find the number of steps, from three images up; 0 always trains all steps."""
     num_checks: int = 4
     """How often a run measures the validation IoU."""
@@ -101,6 +103,13 @@ class TuningOptions:
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidInput(f"{name} is above 0, not {getattr(self, name)}", field=f"options.{name}")
+        for name, factor in self.part_rates:
+            if not 0 < factor < float("inf"):
+                raise InvalidInput(f"the factor of {name!r} is above 0, not {factor}", field="options.part_rates")
+
+    def rate_factor(self, tensor: str) -> float:
+        """Return what the learning rate of an adapter's tensor is multiplied by."""
+        return next((factor for part, factor in self.part_rates if part in tensor), 1.0)
 
     @classmethod
     def for_method(cls, method: str, num_images: int) -> "TuningOptions":
