@@ -25,6 +25,7 @@ from vplab.training.values import (
 )
 
 SEGMENTER = ModelRef("artifacts/fake-segmenter/versions/1", "5" * 64)
+ENCODER = ModelRef("artifacts/fake-encoder/versions/1", "7" * 64)
 DATASET = ModelRef("artifacts/fake-data/versions/1", "d" * 64)
 NUM_STEPS = 6
 
@@ -107,6 +108,9 @@ class FakeModels:
             raise NotFound(f"{name} does not exist", metadata={"name": name})
         return SEGMENTER
 
+    async def find_feature_encoder(self, name: str) -> ModelRef:
+        return ENCODER
+
     async def find_prompt_set(self, name: str) -> tuple[ModelRef, str]:
         if name not in self.bases:
             raise NotFound(f"{name} does not exist", metadata={"name": name})
@@ -115,7 +119,7 @@ class FakeModels:
     async def adapter_base(self, adapter_id: str) -> str | None:
         return self.bases.get(adapter_id)
 
-    async def promote(self, plan: TuningPlan, version: str, reason: str) -> str:
+    async def promote(self, plan: TuningPlan, version: str, reason: str, compared: ModelRef | None) -> str:
         self.promoted.append((plan.promote_alias, version, reason))
         return f"moved {plan.promote_alias}"
 

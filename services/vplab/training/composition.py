@@ -83,7 +83,15 @@ async def open_training(
         stack.push_async_callback(store.close)
         wake_up, cancelled = WakeUp(), WakeUp()
         jobs = TuningJobs(
-            store, datasets, models, executor, wake_up, cancelled, config.default_segmenter, config.poll_s
+            store,
+            datasets,
+            models,
+            executor,
+            wake_up,
+            cancelled,
+            default_segmenter=config.default_segmenter,
+            default_feature_encoder=config.default_feature_encoder,
+            poll_s=config.poll_s,
         )
         trainers = tuple(
             Trainer(

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from vplab.errors import InvalidInput
 from vplab.runtime.settings import Seconds, ServerSettings, home
@@ -35,6 +35,9 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
 
     default_segmenter: str = "artifacts/nano-segmenter"
     """Segmenter of jobs that name none."""
+    default_feature_encoder: str = "artifacts/nano-encoder"
+    """Encoder whose patch features find proposals to train on, for jobs that name no prompt set, as in the segmentation
+    service; empty trains such jobs on clicks and boxes alone."""
     max_image_bytes: Count = 32 * 1024 * 1024
     """Largest file or frame."""
     max_image_pixels: Count = 100_000_000
@@ -71,9 +74,11 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
     max_claims: Count = 20
     """How often a job is taken up without getting any further before it fails: it may be what kills its trainers."""
 
-    @field_validator("default_segmenter")
+    @field_validator("default_segmenter", "default_feature_encoder")
     @classmethod
-    def _check_name(cls, name: str) -> str:
+    def _check_name(cls, name: str, info: ValidationInfo) -> str:
+        if not name and info.field_name == "default_feature_encoder":
+            return name
         try:
             return str(parse_version_or_alias(name, field="name"))
         except InvalidInput as error:

@@ -163,6 +163,10 @@ class ModelSource(Protocol):
         """Return the segmenter that a name means now. Raises NotFound, FailedPrecondition (MODEL_UNSUPPORTED)."""
         ...
 
+    async def find_feature_encoder(self, name: str) -> ModelRef:
+        """Return the encoder that a name means now. Raises NotFound, FailedPrecondition (MODEL_UNSUPPORTED)."""
+        ...
+
     async def find_prompt_set(self, name: str) -> tuple[ModelRef, str]:
         """Return a prompt set and its segmenter's digest; a bare artifact means its newest version.
 
@@ -177,9 +181,10 @@ class ModelSource(Protocol):
         """
         ...
 
-    async def promote(self, plan: TuningPlan, version: str, reason: str) -> str:
+    async def promote(self, plan: TuningPlan, version: str, reason: str, compared: ModelRef | None) -> str:
         """Move ``plan.promote_alias`` to a version by compare-and-set, once for each reason, never to an older version.
 
-        Returns what became of it, in words. Raises Unavailable.
+        With ``plan.promote_only_if_better`` only from the version that the new one was compared with, or from none.
+        Returns what became of it, in words; it begins with "moved" where it moved. Raises Unavailable.
         """
         ...

@@ -93,12 +93,14 @@ class TuningPlan:
     dataset: ModelRef
     segmenter: ModelRef
     prompt_set: ModelRef | None
-    """Whose matcher's proposals are trained on too; None trains on clicks and boxes."""
+    """Whose matcher's proposals are trained on too."""
     method: TuningMethod
     options: TuningOptions
     promote_alias: str = ""
     """Moved to the new version once it is published and its export is exact; empty moves none."""
     promote_only_if_better: bool = False
+    feature_encoder: ModelRef | None = None
+    """Whose patch features find proposals where there is no prompt set; None trains on clicks and boxes."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,8 @@ class TuningResult:
     """``validation_iou_before``, ``validation_iou_after`` and what else was measured, seconds of stages included."""
     parity_passed: bool
     """Whether the exported graph does what the tuned decoder does."""
+    compared: ModelRef | None = None
+    """The version behind ``promote_alias`` that was measured on the same validation images."""
 
 
 @dataclass(frozen=True)

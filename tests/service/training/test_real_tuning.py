@@ -44,7 +44,12 @@ async def _check_version(running: TrainingSite, job: TuningJob, tmp_path: Path) 
     version = await registry.get_version(job.adapter.name)
     segmenter = await registry.get_version(SEGMENTER)
     lineage = {link.relation: link.digest for link in version.manifest.lineage}
-    assert lineage == {"segmenter": segmenter.digest, "dataset": job.dataset.digest}
+    encoder = await registry.get_version("artifacts/nano-encoder")
+    assert lineage == {
+        "segmenter": segmenter.digest,
+        "dataset": job.dataset.digest,
+        "feature_encoder": encoder.digest,
+    }
     for file in version.manifest.files:
         await registry.download_file(file.sha256, tmp_path / "adapter" / file.path)
     folder = tmp_path / "adapter"
@@ -63,9 +68,12 @@ async def _check_version(running: TrainingSite, job: TuningJob, tmp_path: Path) 
     assert json.loads((folder / "parity.json").read_text())["passed"]
     spec = spec_from_json((folder / "model.json").read_bytes())
     assert isinstance(spec, SegmenterSpec)
-    assert {"validation_iou_before", "validation_iou_after"} <= set(job.metrics)
-    stages = ("queue", "fetch", "embed", "train", "export", "publish", "promote")
-    assert {f"seconds_{stage}" for stage in stages} <= set(job.metrics)
+    # Without a prompt set the other images of the data are the references.
+    assert {"validation_iou_before", "validation_iou_after", "validation_proposal_iou_after"} <= set(job.metrics)
+    stages = ("queue", "start", "fetch", "embed", "train", "export", "publish", "promote")
+    parts = ("train_proposals", "train_folds", "train_all_images", "export_graph", "export_parity")
+    assert {f"seconds_{stage}" for stage in (*stages, *parts)} <= set(job.metrics)
+    assert 0 < sum(job.metrics[f"seconds_{stage}"] for stage in parts[:3]) <= job.metrics["seconds_train"]
     session = onnxruntime.InferenceSession(folder / "decoder.onnx", providers=["CPUExecutionProvider"])
     feed = {
         "image_embedding": np.zeros((1, *spec.embedding_shape), np.float32),

@@ -31,7 +31,9 @@ def small_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def running(small_sam: Path, tmp_path: Path) -> AsyncIterator[TrainingSite]:
     async with (
         small_site(tmp_path, small_sam) as site,
-        training_beside(site, default_segmenter=f"artifacts/{SEGMENTER}") as training,
+        training_beside(
+            site, default_segmenter=f"artifacts/{SEGMENTER}", default_feature_encoder=f"artifacts/{ENCODER}"
+        ) as training,
     ):
         yield training
 
@@ -135,3 +137,41 @@ async def test_a_prompt_sets_matcher_is_trained_on_too(running: TrainingSite) ->
     with pytest.raises(FailedPrecondition) as refused:
         await training.create_tuning_job(request)
     assert refused.value.reason == "ADAPTER_BASE_MISMATCH"
+
+
+@pytest.mark.slow
+async def test_a_new_adapter_is_compared_with_the_one_that_is_served(running: TrainingSite) -> None:
+    registry, training = running.client.registry, running.client.training
+    request = TuningRequest(
+        "better",
+        scratches(size_hw=(90, 120)),
+        method="lora",
+        options=TuningOptions(num_steps=2),
+        promote_alias="production",
+        promote_only_if_better=True,
+    )
+    first = await running.ended((await training.create_tuning_job(request)).name)
+    assert first.adapter is not None
+    assert "validation_iou_promoted" not in first.metrics
+    assert "the segmenter's without an adapter" in first.promotion
+    await registry.set_alias("artifacts/better/aliases/production", first.adapter.name)
+
+    second = await running.ended((await training.create_tuning_job(request)).name)
+    assert second.adapter is not None
+    version = await registry.get_version(second.adapter.name)
+    assert version.manifest.made_from("compared_with") == Lineage(
+        "compared_with", first.adapter.name, first.adapter.digest
+    )
+    own, served = (second.metrics[f"validation_iou_{which}"] for which in ("after", "promoted"))
+    assert version.manifest.metrics["validation_iou_promoted"] == served
+    # The image that the fold left out is one of those that the first adapter was tuned on.
+    assert second.metrics["validation_images_known_to_promoted"] == 1
+    assert f"is {own:.4f}, that of {first.adapter.name} {served:.4f}, which was tuned on 1 of" in second.promotion
+    assert second.promotion.startswith("moved" if own >= served else "not promoted")
+    named = (await registry.get_version("artifacts/better")).name
+    assert named == (second.adapter.name if own >= served else first.adapter.name)
+
+    shifted = dataclasses.replace(request, options=TuningOptions(num_steps=2, seed=1), promote_only_if_better=False)
+    third = await running.ended((await training.create_tuning_job(shifted)).name)
+    assert third.adapter is not None
+    assert third.promotion == f"moved artifacts/better/aliases/production to {third.adapter.name}"

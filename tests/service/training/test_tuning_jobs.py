@@ -20,7 +20,9 @@ from vplab.client.training.values import (
     ValidatedImage,
 )
 from vplab.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound, OutOfRange, Unimplemented
+from vplab.training.values import ModelRef
 
+SERVED = ModelRef("artifacts/scratch-adapter/versions/7", "b" * 64)
 REQUEST = TuningRequest("scratch-adapter", "artifacts/fake-data")
 Waiting = Callable[[int], Awaitable[None]]
 
@@ -59,7 +61,7 @@ async def test_a_job_runs_to_a_published_adapter(tmp_path: Path) -> None:
         assert job.adapter is not None
         assert job.adapter.name == "artifacts/scratch-adapter/versions/1"
         assert job.metrics["validation_iou_after"] == 0.6
-        assert {"seconds_queue", "seconds_train", "seconds_promote"} <= set(job.metrics)
+        assert {"seconds_queue", "seconds_start", "seconds_train", "seconds_promote"} <= set(job.metrics)
         assert await client.training.get_tuning_job(created.name) == job
 
 
@@ -177,23 +179,34 @@ async def test_ended_jobs_beyond_the_bound_are_forgotten(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("metrics", "promotes"),
-    [({}, True), ({"validation_iou_after": 0.4}, True), ({"validation_iou_after": 0.39}, False)],
+    ("metrics", "compared", "promotes", "figures"),
+    [
+        ({}, None, True, "its validation IoU is 0.6000, the segmenter's without an adapter 0.4000"),
+        ({"validation_iou_after": 0.4}, None, True, "its validation IoU is 0.4000"),
+        ({"validation_iou_after": 0.39}, None, False, "is 0.3900, the segmenter's without an adapter 0.4000"),
+        ({"validation_iou_promoted": 0.6}, SERVED, True, f"is 0.6000, that of {SERVED.name} 0.6000"),
+        ({"validation_iou_promoted": 0.61}, SERVED, False, f"is 0.6000, that of {SERVED.name} 0.6100"),
+        (
+            {"validation_iou_promoted": 0.61, "validation_images_known_to_promoted": 2},
+            SERVED,
+            False,
+            "0.6100, which was tuned on 2 of the validation images",
+        ),
+    ],
 )
-async def test_an_adapter_is_promoted_unless_the_iou_fell(
-    tmp_path: Path, metrics: dict[str, float], promotes: bool
+async def test_an_adapter_is_promoted_unless_what_is_served_is_better(
+    tmp_path: Path, metrics: dict[str, float], compared: ModelRef | None, promotes: bool, figures: str
 ) -> None:
     request = dataclasses.replace(REQUEST, promote_alias="production", promote_only_if_better=True)
     async with fake_training(tmp_path) as (client, parts):
         plan = dataclasses.make_dataclass("Plan", ["adapter_id"])("scratch-adapter")
-        parts.executor.result = fake_result(plan, **metrics)
+        parts.executor.result = dataclasses.replace(fake_result(plan, **metrics), compared=compared)
         job = await ended(client, (await client.training.create_tuning_job(request)).name)
         assert job.state == "succeeded"
         expected = [("production", "artifacts/scratch-adapter/versions/1", job.name)]
         assert parts.models.promoted == (expected if promotes else [])
-        assert job.promotion == (
-            "moved production" if promotes else "not promoted: the validation IoU fell from 0.4 to 0.39"
-        )
+        assert job.promotion.startswith("moved production: " if promotes else "not promoted: ")
+        assert figures in job.promotion
 
 
 async def test_an_adapter_without_parity_is_never_promoted(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from fakes.service_process import answering, service_process, socket_address
-from fakes.small_sam import SEGMENTER, small_site
+from fakes.small_sam import ENCODER, SEGMENTER, small_site
 from fakes.training_site import scratches
 from vplab.client import AsyncClient, ClientOptions
 from vplab.client.training.values import TuningEvent, TuningJob, TuningOptions, TuningProgress, TuningRequest
@@ -105,6 +105,7 @@ def trainer(folder: Path) -> "AbstractContextManager[subprocess.Popen[bytes]]":
         "EMBEDDING_ADDRESS": f"unix:{folder}/embedding.sock",
         "CACHE_DIR": str(folder / "training"),
         "DEFAULT_SEGMENTER": f"artifacts/{SEGMENTER}",
+        "DEFAULT_FEATURE_ENCODER": f"artifacts/{ENCODER}",
         "WORKER_THREADS": "1",
         "WORKER_NICENESS": "0",
         "LEASE_S": "1",

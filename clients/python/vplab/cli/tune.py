@@ -23,6 +23,7 @@ from vplab.cli.pictures import save_picture, write_whole
 from vplab.cli.running import run_async, verb
 from vplab.cli.terminal import messages, results, write_json
 from vplab.cli.tune_preview import Compared, Comparing, before_after_sheet
+from vplab.cli.tune_times import stage_times
 from vplab.cli.tune_watch import JobProgress, follow_job
 from vplab.cli.typed_values import artifact_name
 from vplab.client import AsyncClient
@@ -50,11 +51,11 @@ def tune(
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds and data give equal adapters.")] = 0,
     segmenter: Annotated[str, typer.Option(metavar="NAME", help="What to tune; else the server's default.")] = "",
     prompt_set: Annotated[
-        str, typer.Option(metavar="NAME", help="Also train on what this prompt set's matcher proposes.")
+        str, typer.Option(metavar="NAME", help="Whose matcher proposes what to train on; else softmatch.")
     ] = "",
     promote: Annotated[str, typer.Option(metavar="ALIAS", help="Move this alias of the adapter to the result.")] = "",
     only_if_better: Annotated[
-        bool, typer.Option("--only-if-better", help="Promote only if the validation IoU did not fall.")
+        bool, typer.Option("--only-if-better", help="Promote only if the IoU is not below what it names now.")
     ] = False,
     classes: Annotated[
         list[str] | None, typer.Option("--class", metavar="ID=NAME", help="A class of a folder's masks.")
@@ -302,4 +303,5 @@ def _report(summary: dict[str, Any], job: TuningJob) -> None:
             f"tuned on; see {summary['sheet']}",
             markup=False,
         )
-    results.print(f"{summary['seconds']:.1f} s in all", markup=False)
+    stages = stage_times(metrics)
+    results.print(f"{summary['seconds']:.1f} s in all{': ' if stages else ''}{stages}", markup=False)

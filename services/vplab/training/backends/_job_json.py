@@ -28,8 +28,9 @@ def plan_from_json(text: str) -> TuningPlan:
     """Return the plan of a text."""
     said = json.loads(text)
     said |= {"dataset": ModelRef(**said["dataset"]), "segmenter": ModelRef(**said["segmenter"])}
-    prompt_set = said["prompt_set"]
-    said |= {"prompt_set": None if prompt_set is None else ModelRef(**prompt_set)}
+    for name in ("prompt_set", "feature_encoder"):
+        model = said.get(name)  # jobs queued by an older release have no feature encoder
+        said[name] = None if model is None else ModelRef(**model)
     said |= {"method": TuningMethod(said["method"]), "options": TuningOptions(**said["options"])}
     return TuningPlan(**said)
 

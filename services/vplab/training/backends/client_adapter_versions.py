@@ -7,7 +7,7 @@ from typing import Final
 
 from vplab.client.registry import publishing
 from vplab.client.registry.area import AsyncRegistry
-from vplab.client.registry.values import Lineage, Manifest
+from vplab.client.registry.values import Lineage, Manifest, Version
 from vplab.errors import NotFound
 from vplab.training.values import ModelRef, TuningPlan, TuningResult
 
@@ -27,7 +27,7 @@ class ClientAdapterVersions:
         try:
             async for version in self._registry.list_versions(f"artifacts/{plan.adapter_id}"):
                 if version.manifest.description == _description(plan, job_name):
-                    return _result(ModelRef(version.name, version.digest), version.manifest.metrics)
+                    return _result(version)
                 searched += 1
                 if searched == _MAX_SEARCHED:
                     break
@@ -36,9 +36,17 @@ class ClientAdapterVersions:
         return None
 
     async def publish(
-        self, plan: TuningPlan, job_name: str, folder: Path, metrics: Mapping[str, float], licence: str
+        self,
+        plan: TuningPlan,
+        job_name: str,
+        folder: Path,
+        metrics: Mapping[str, float],
+        licence: str,
+        compared: ModelRef | None = None,
     ) -> TuningResult:
         """Upload a folder's files and publish them, once for each job.
+
+        compared: the adapter that the metrics compare this one with.
 
         Raises FailedPrecondition if the artifact is of another kind, Unavailable, ResourceExhausted.
         """
@@ -47,8 +55,12 @@ class ClientAdapterVersions:
         await publishing.ensure_artifact(self._registry, plan.adapter_id, "adapter", "", {})
         lineage = [Lineage("segmenter", plan.segmenter.name, plan.segmenter.digest)]
         lineage.append(Lineage("dataset", plan.dataset.name, plan.dataset.digest))
-        if plan.prompt_set is not None:
-            lineage.append(Lineage("prompt_set", plan.prompt_set.name, plan.prompt_set.digest))
+        further = {
+            "prompt_set": plan.prompt_set,
+            "feature_encoder": plan.feature_encoder,
+            "compared_with": compared,
+        }
+        lineage += [Lineage(relation, m.name, m.digest) for relation, m in further.items() if m is not None]
         manifest = Manifest(
             files=uploaded,
             lineage=tuple(lineage),
@@ -60,12 +72,18 @@ class ClientAdapterVersions:
         request_id = str(uuid.uuid5(uuid.NAMESPACE_URL, job_name))
         name = f"artifacts/{plan.adapter_id}"
         version = await self._registry.publish_version(name, manifest, request_id=request_id)
-        return _result(ModelRef(version.name, version.digest), version.manifest.metrics)
+        return _result(version)
 
 
 def _description(plan: TuningPlan, job_name: str) -> str:
     return f"{plan.method} on {plan.dataset.name}, by {job_name}"
 
 
-def _result(adapter: ModelRef, metrics: Mapping[str, float]) -> TuningResult:
-    return TuningResult(adapter, dict(metrics), parity_passed=bool(metrics.get(PARITY_PASSED)))
+def _result(version: Version) -> TuningResult:
+    metrics, earlier = dict(version.manifest.metrics), version.manifest.made_from("compared_with")
+    return TuningResult(
+        ModelRef(version.name, version.digest),
+        metrics,
+        parity_passed=bool(metrics.get(PARITY_PASSED)),
+        compared=None if earlier is None else ModelRef(earlier.version, earlier.digest),
+    )

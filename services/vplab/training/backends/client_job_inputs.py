@@ -143,9 +143,10 @@ class ClientJobInputs:
         return by_model[inputs.image_encoder.model], features
 
     async def _matching(self, plan: TuningPlan) -> tuple[EncoderVersion | None, str]:
-        """Return what a prompt set matches with; no encoder without a prompt set."""
+        """Return what a prompt set matches with, or what the plan names instead; no encoder without either."""
         if plan.prompt_set is None:
-            return None, _DEFAULT_MATCHER
+            named = plan.feature_encoder
+            return (None if named is None else await self._encoder(named)), _DEFAULT_MATCHER
         version = await self._version(plan.prompt_set)
         index = version.manifest.file(_PROMPT_SET_FILE)
         if index is None:
@@ -160,7 +161,10 @@ class ClientJobInputs:
         lineage = manifest.made_from(relation)
         if lineage is None:
             raise ModelUnsupported(name, "a base", f"its manifest names no {relation}")
-        version = await self._version(ModelRef(lineage.version, lineage.digest))
+        return await self._encoder(ModelRef(lineage.version, lineage.digest))
+
+    async def _encoder(self, model: ModelRef) -> EncoderVersion:
+        version = await self._version(model)
         spec = spec_from_json(await self._spec_json(version))
         if not isinstance(spec, EncoderSpec):
             raise ModelUnsupported(version.name, "an encoder", "it is a segmenter")

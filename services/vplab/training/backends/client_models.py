@@ -30,10 +30,18 @@ class ClientModels:
     async def find_segmenter(self, name: str) -> ModelRef:
         """Resolve a name and look at what the version says of itself."""
         version = await self._registry.get_version(name)
-        spec = await self._spec(version)
+        spec = await self._spec(version, "a segmenter")
         if not isinstance(spec, SegmenterSpec):
             raise ModelUnsupported(version.name, "a segmenter", "it is an encoder")
         _lineage(version, "a segmenter", "image_encoder")
+        return ModelRef(version.name, version.digest)
+
+    async def find_feature_encoder(self, name: str) -> ModelRef:
+        """Resolve a name and look at what the version says of itself."""
+        version = await self._registry.get_version(name)
+        spec = await self._spec(version, "a feature encoder")
+        if not isinstance(spec, EncoderSpec) or spec.output("patch_features") is None:
+            raise ModelUnsupported(version.name, "a feature encoder", "it gives no patch features")
         return ModelRef(version.name, version.digest)
 
     async def find_prompt_set(self, name: str) -> tuple[ModelRef, str]:
@@ -58,7 +66,24 @@ class ClientModels:
             return None
         return _lineage(newest, "an adapter", "segmenter").digest
 
-    async def promote(self, plan: TuningPlan, version: str, reason: str) -> str:
+    async def promoted(self, plan: TuningPlan) -> Version | None:
+        """Return what ``plan.promote_alias`` names now, if that is an adapter of the plan's segmenter."""
+        current = await self._alias(str(AliasName(plan.adapter_id, plan.promote_alias)))
+        if current is None:
+            return None
+        version = await self._registry.get_version(current.version)
+        segmenter = version.manifest.made_from("segmenter")
+        return version if segmenter is not None and segmenter.digest == plan.segmenter.digest else None
+
+    async def image_files(self, dataset: Lineage) -> frozenset[str]:
+        """Return the sha256 of each image of a data set; empty where it was deleted."""
+        try:
+            version = await self._registry.get_version(dataset.version)
+        except NotFound:
+            return frozenset()
+        return frozenset(file.sha256 for file in version.manifest.files if file.path.startswith("images/"))
+
+    async def promote(self, plan: TuningPlan, version: str, reason: str, compared: ModelRef | None) -> str:
         """Move an alias, looking again whenever somebody else moved it in between."""
         alias = str(AliasName(plan.adapter_id, plan.promote_alias))
         for _ in range(_MOVES):
@@ -67,6 +92,9 @@ class ClientModels:
                 return f"moved {alias} to {version}"
             if current is not None and _number(current.version) > _number(version):
                 return f"not promoted: {alias} is already at {current.version}, which is newer"
+            known = None if compared is None else compared.name
+            if plan.promote_only_if_better and current is not None and current.version != known:
+                return f"not promoted: {alias} names {current.version}, which it was not compared with"
             try:
                 etag = "" if current is None else current.etag
                 await self._registry.set_alias(alias, version, etag=etag, reason=reason)
@@ -78,7 +106,10 @@ class ClientModels:
 
     async def _alias(self, name: str) -> Alias | None:
         artifact = name.partition("/aliases/")[0]
-        aliases = (await self._registry.list_aliases(artifact)).aliases
+        try:
+            aliases = (await self._registry.list_aliases(artifact)).aliases
+        except NotFound:
+            return None
         return next((alias for alias in aliases if alias.name == name), None)
 
     async def _was_moved(self, alias: str, version: str, reason: str) -> bool:
@@ -95,17 +126,17 @@ class ClientModels:
             return version
         raise NotFound(f"{artifact} has no version", metadata={"name": artifact})
 
-    async def _spec(self, version: Version) -> EncoderSpec | SegmenterSpec:
+    async def _spec(self, version: Version, role: str) -> EncoderSpec | SegmenterSpec:
         data = json.dumps(dict(version.manifest.spec)).encode() if version.manifest.spec else b""
         file = version.manifest.file(_SPEC_FILE)
         if not data and file is not None:
             data = await self._registry.read_blob(file.sha256, max_bytes=_MAX_SPEC_BYTES)
         if not data:
-            raise ModelUnsupported(version.name, "a segmenter", f"its files lack {_SPEC_FILE}")
+            raise ModelUnsupported(version.name, role, f"its files lack {_SPEC_FILE}")
         try:
             return spec_from_json(data)
         except InvalidInput as error:
-            raise ModelUnsupported(version.name, "a segmenter", error.message) from error
+            raise ModelUnsupported(version.name, role, error.message) from error
 
 
 def _lineage(version: Version, role: str, relation: str) -> Lineage:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import structlog
@@ -37,7 +37,8 @@ _RENEWALS: Final = 3
 _RETRY_S: Final = (0.2, 15.0)
 _AWAY_S: Final = 2.0
 _WORTH_ANOTHER_TRY: Final = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
-_BEFORE, _AFTER = "validation_iou_before", "validation_iou_after"
+_BEFORE, _AFTER, _PROMOTED = "validation_iou_before", "validation_iou_after", "validation_iou_promoted"
+_KNOWN = "validation_images_known_to_promoted"
 
 _log = structlog.get_logger(__name__)
 
@@ -115,8 +116,12 @@ class Trainer:
         await reports.report([Stage.PROMOTE])
         began = time.monotonic()
         promotion = await self._promote(claim, result)
-        seconds = {f"seconds_{Stage.QUEUE}": claim.queued_s, f"seconds_{Stage.PROMOTE}": time.monotonic() - began}
-        return TuningResult(result.adapter, {**result.metrics, **seconds}, result.parity_passed), promotion
+        seconds = {
+            f"seconds_{Stage.QUEUE}": claim.queued_s,
+            "seconds_start": reports.started_s,
+            f"seconds_{Stage.PROMOTE}": time.monotonic() - began,
+        }
+        return replace(result, metrics={**result.metrics, **seconds}), promotion
 
     async def _promote(self, claim: Claim, result: TuningResult) -> str:
         plan = claim.job.plan
@@ -124,7 +129,8 @@ class Trainer:
         if not plan.promote_alias or why_not:
             return why_not
         promote = self.models.promote
-        return await self._patiently(lambda: promote(plan, result.adapter.name, claim.job.name))
+        told = await self._patiently(lambda: promote(plan, result.adapter.name, claim.job.name, result.compared))
+        return f"{told}: {_compared(result)}" if plan.promote_only_if_better and told.startswith("moved") else told
 
     async def _while_leased(self, claim: Claim, work: Awaitable[Value]) -> Value:
         """Do the work and renew the lease meanwhile; without a lease the work is cancelled. Raises LeaseLost."""
@@ -201,14 +207,18 @@ class Trainer:
                 wait_s = min(wait_s * 2, _RETRY_S[1])
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Reports:
     """Implements WorkReports for one lease."""
 
     trainer: Trainer
     lease: Lease
+    began: float = field(default_factory=time.monotonic)
+    started_s: float = 0.0
+    """Until the executor's first report: how long it took a worker to be there."""
 
     async def report(self, reports: Sequence[Stage | Progress | Preview]) -> None:
+        self.started_s = self.started_s or time.monotonic() - self.began
         await self._do(lambda: self.trainer.store.record(self.lease, reports))
 
     async def checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -228,7 +238,22 @@ def why_not_promoted(plan: TuningPlan, result: TuningResult) -> str:
         return ""
     if not result.parity_passed:
         return "not promoted: the exported graph differs from the tuned decoder"
-    before, after = result.metrics.get(_BEFORE), result.metrics.get(_AFTER)
+    before, after = result.metrics.get(_BEFORE if result.compared is None else _PROMOTED), result.metrics.get(_AFTER)
     if plan.promote_only_if_better and (before is None or after is None or not after >= before):
-        return f"not promoted: the validation IoU fell from {before} to {after}"
+        return f"not promoted: {_compared(result)}"
     return ""
+
+
+def _compared(result: TuningResult) -> str:
+    """Return the figures that a promotion depends on, in words."""
+
+    def figure(name: str) -> str:
+        value = result.metrics.get(name)
+        return "unknown" if value is None else f"{value:.4f}"
+
+    own = f"its validation IoU is {figure(_AFTER)}"
+    if result.compared is None:
+        return f"{own}, the segmenter's without an adapter {figure(_BEFORE)}"
+    text = f"{own}, that of {result.compared.name} {figure(_PROMOTED)}"
+    known = result.metrics.get(_KNOWN, 0.0)
+    return f"{text}, which was tuned on {known:g} of the validation images" if known else text

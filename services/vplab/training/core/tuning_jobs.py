@@ -44,6 +44,8 @@ class TuningJobs:
     """Told of every change made here, so that nobody waits for the next look at the database."""
     cancelled: WakeUp
     default_segmenter: str
+    default_feature_encoder: str
+    """For jobs that name no prompt set; empty is none."""
     poll_s: float
 
     async def create(self, draft: TuningDraft) -> Job:
@@ -60,6 +62,9 @@ class TuningJobs:
         filled_in(draft.method, draft.options, num_images=1)
         segmenter = await self.models.find_segmenter(draft.segmenter or self.default_segmenter)
         prompt_set = await self._prompt_set(draft.prompt_set, segmenter)
+        feature_encoder = None
+        if prompt_set is None and self.default_feature_encoder:
+            feature_encoder = await self.models.find_feature_encoder(self.default_feature_encoder)
         await self._check_adapter(draft.adapter_id, segmenter)
         dataset = await self._dataset(draft)
         plan = TuningPlan(
@@ -71,6 +76,7 @@ class TuningJobs:
             options=filled_in(draft.method, draft.options, dataset.num_images),
             promote_alias=draft.promote_alias,
             promote_only_if_better=draft.promote_only_if_better,
+            feature_encoder=feature_encoder,
         )
         job = await self.store.create(NewJob(JobKind.TUNING, draft.request_id, draft.fingerprint, plan))
         metrics.CREATED.labels(plan.method).inc()

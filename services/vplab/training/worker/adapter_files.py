@@ -28,6 +28,7 @@ from vplab.training.tuning.values import TuningExample, TuningResult
 from vplab.training.values import ModelRef, TuningPlan
 from vplab.training.worker.graph_templates import GraphTemplates, half_precision, save_graph
 from vplab.training.worker.mask_prompts import box_around, decode, point_in, tokens_of
+from vplab.training.worker.stopwatch import Stopwatch
 from vplab.vision.adapters.adapt import AdaptedDecoder
 from vplab.vision.prompts import ObjectPrompt
 from vplab.vision.sam.onnx_decoder import OUTPUT_NAMES
@@ -59,15 +60,17 @@ def write_adapter(
     result: TuningResult,
     examples: Sequence[TuningExample],
     templates: GraphTemplates,
+    watch: Stopwatch,
     on_export: Callable[[], None],
 ) -> ParityReport:
     """Write every file of the version and return the comparison, passed or not; ``adapted`` is on the CPU.
 
     The graph has half-precision weights; where their rounding shows in the masks, single-precision ones.
     """
-    report = _write_graph(folder, version.segmenter_spec, adapted, examples, templates, on_export, is_half=True)
+    spec = version.segmenter_spec
+    report = _write_graph(folder, spec, adapted, examples, templates, watch, on_export, is_half=True)
     if not report.passed:
-        report = _write_graph(folder, version.segmenter_spec, adapted, examples, templates, on_export, is_half=False)
+        report = _write_graph(folder, spec, adapted, examples, templates, watch, on_export, is_half=False)
     state = {name: value.detach().cpu().float().contiguous() for name, value in adapted.adapter_state().items()}
     save_file(state, folder / "adapter.safetensors")
     _write_json(folder / "adapter.json", _description(version, adapted, result))
@@ -83,6 +86,7 @@ def _write_graph(
     adapted: AdaptedDecoder,
     examples: Sequence[TuningExample],
     templates: GraphTemplates,
+    watch: Stopwatch,
     on_export: Callable[[], None],
     *,
     is_half: bool,
@@ -91,8 +95,10 @@ def _write_graph(
     if is_half:
         merged = half_precision(merged)
     path = folder / spec.graph
-    save_graph(templates.graph(adapted, merged, on_export), path)
-    cases = _compare(path, merged, adapted, examples, spec)
+    with watch.measured("export_graph"):
+        save_graph(templates.graph(adapted, merged, on_export), path)
+    with watch.measured("export_parity"):
+        cases = _compare(path, merged, adapted, examples, spec)
     precision = "half" if is_half else "single"
     reference = f"the merged torch decoder with {precision}-precision weights, and the tuned decoder itself"
     return make_report(reference, _PACKAGES, PROVIDERS, cases)
@@ -149,6 +155,7 @@ def _description(version: AdapterVersion, adapted: AdaptedDecoder, result: Tunin
         "image_encoder": asdict(version.image_encoder),
         "dataset": asdict(plan.dataset),
         "prompt_set": None if plan.prompt_set is None else asdict(plan.prompt_set),
+        "feature_encoder": None if plan.feature_encoder is None else asdict(plan.feature_encoder),
         "num_parameters": adapted.num_adapter_parameters,
         "training": dict(version.recipe),
         "best_step": result.best_step,

@@ -13,9 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import structlog
 import torch
 
 from vplab.client import AsyncClient, AsyncSnapshots, ClientOptions
+from vplab.errors import VPLabError
 from vplab.training.backends.client_adapter_versions import PARITY_PASSED, ClientAdapterVersions
 from vplab.training.backends.client_job_inputs import ClientJobInputs, JobInputs
 from vplab.training.backends.client_models import ClientModels
@@ -32,7 +34,7 @@ from vplab.training.tuning.values import (
     TuningProgress,
     TuningResult,
 )
-from vplab.training.values import Checkpoint, Claim, ModelRef, Preview, Progress, Stage
+from vplab.training.values import Checkpoint, Claim, ModelRef, Preview, Progress, Stage, TuningPlan
 from vplab.training.values import TuningResult as PublishedResult
 from vplab.training.worker.adapter_files import AdapterVersion, write_adapter
 from vplab.training.worker.decoder_weights import load_decoder
@@ -40,11 +42,15 @@ from vplab.training.worker.graph_templates import GraphTemplates
 from vplab.training.worker.mask_prompts import box_previews
 from vplab.training.worker.messages import Alive, WorkerSettings
 from vplab.training.worker.process import Link
+from vplab.training.worker.promoted import num_known, validation_of
+from vplab.training.worker.stopwatch import Instant, Stopwatch
 from vplab.vision.adapters.adapt import AdaptedDecoder, adapt
 from vplab.vision.images import ImageLimits
 from vplab.vision.masks import encode_runs
 from vplab.vision.sam.onnx_decoder import PromptDecoder
 from vplab.vision.specs import SegmenterSpec, spec_from_json
+
+_log = structlog.get_logger(__name__)
 
 _MAX_BASES: Final = 2
 _PROGRESS_S: Final = 0.1
@@ -95,17 +101,51 @@ class TuningWorker:
                 views = await self._inputs.embed(inputs, options.num_views, options.seed, work.alive)
             with work.stage(Stage.TRAIN):
                 adapted, examples, result = work.train(base, inputs, views, options)
+                compared, promoted = await self._compare(plan, inputs, examples, options, work)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vplab-adapter-")))
             with work.stage(Stage.EXPORT):
                 encoder = inputs.image_encoder.model
                 version = AdapterVersion(plan, encoder, inputs.segmenter_spec, asdict(options), num_images)
-                report = write_adapter(folder, version, adapted, result, examples, self._templates, work.alive)
+                report = write_adapter(
+                    folder, version, adapted, result, examples, self._templates, work.watch, work.alive
+                )
             with work.stage(Stage.PUBLISH):
                 link.commit()
-                metrics = _metrics(num_images, adapted, result, report)
-                published = await versions.publish(plan, name, folder, metrics, inputs.segmenter_licence)
-        measured = {**published.metrics, **work.seconds, "peak_memory_bytes": _peak_memory_bytes()}
+                metrics = _metrics(num_images, adapted, result, report) | promoted
+                published = await versions.publish(plan, name, folder, metrics, inputs.segmenter_licence, compared)
+        measured = {**published.metrics, **work.watch.metrics(), "peak_memory_bytes": _peak_memory_bytes()}
         return replace(published, metrics=measured)
+
+    async def _compare(
+        self,
+        plan: TuningPlan,
+        inputs: JobInputs,
+        examples: Sequence[TuningExample],
+        options: TuningOptions,
+        work: "_Work",
+    ) -> tuple[ModelRef | None, dict[str, float]]:
+        """Measure what the alias serves now, where that decides whether it moves; nothing where it cannot be run."""
+        models = ClientModels(self._client.registry)
+        version = await models.promoted(plan) if plan.promote_only_if_better else None
+        if version is None:
+            return None, {}
+        known = version.manifest.made_from("dataset")
+        files = frozenset[str]() if known is None else await models.image_files(known)
+        snapshot = await self._snapshots.fetch(version.name)
+        try:
+            with work.watch.measured("train_promoted"):
+                spec = inputs.segmenter_spec
+                measured = await asyncio.to_thread(validation_of, snapshot.folder / spec.graph, examples, spec, options)
+        except VPLabError as error:
+            _log.warning("promoted_adapter_not_measured", adapter=version.name, error=error.message)
+            return None, {}
+        finally:
+            self._snapshots.release(snapshot.digest)
+        figures = _validation("promoted", measured)
+        figures["validation_images_known_to_promoted"] = float(
+            num_known(inputs.dataset.items, files, examples, options)
+        )
+        return ModelRef(version.name, version.digest), figures
 
     def _base(self, model: ModelRef, folder: Path, spec: SegmenterSpec) -> PromptDecoder:
         """Return a segmenter's decoder, kept for the next job."""
@@ -143,15 +183,15 @@ class _Work:
         self._settings = settings
         self._last_report = 0.0
         self._has_previews = False
-        self.seconds: dict[str, float] = {}
+        self._folds_until = Instant.now()
+        self.watch = Stopwatch()
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
         """Tell that a stage begins, and measure it."""
         self._link.tell(stage)
-        began = time.monotonic()
-        yield
-        self.seconds[f"seconds_{stage}"] = time.monotonic() - began
+        with self.watch.measured(stage):
+            yield
 
     def alive(self) -> None:
         """Let the service know that work goes on."""
@@ -162,10 +202,12 @@ class _Work:
     ) -> tuple[AdaptedDecoder, list[TuningExample], TuningResult]:
         """Return the trained adapter beside its decoder, what it was trained on, and how well it went."""
         plan = self._claim.job.plan
-        examples = build_examples(views, inputs.class_ids, inputs.segmenter_spec, inputs.matcher)
+        with self.watch.measured("train_proposals"):
+            examples = build_examples(views, inputs.class_ids, inputs.segmenter_spec, inputs.matcher)
         self.alive()
         adapted = adapt(base, adapter_spec(plan.method, plan.options), seed=options.seed)
         names = [item.file_name for item in inputs.dataset.items]
+        began = self._folds_until = Instant.now()
         result = tune(
             adapted,
             examples,
@@ -176,6 +218,8 @@ class _Work:
             device=self._settings.device,
             num_threads=self._settings.num_threads,
         )
+        self.watch.add("train_folds", began, self._folds_until)
+        self.watch.add("train_all_images", self._folds_until, Instant.now())
         adapted = adapted.to("cpu").eval()
         if not self._has_previews:  # the trainer shows what serving's matcher finds, and there was no matcher
             for preview in box_previews(adapted, examples, inputs.segmenter_spec):
@@ -185,6 +229,8 @@ class _Work:
     def _tell(self, progress: TuningProgress, file_names: Sequence[str]) -> None:
         now, validation = time.monotonic(), progress.validation
         is_last = progress.step == progress.num_steps
+        if progress.run.startswith("fold"):
+            self._folds_until = Instant.now()
         if validation is None and not is_last and now - self._last_report < _PROGRESS_S:
             return
         self._last_report = now

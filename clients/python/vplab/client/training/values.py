@@ -69,14 +69,14 @@ class TuningRequest:
     segmenter: str = ""
     """Version or alias name; empty means the server's default."""
     prompt_set: str = ""
-    """Its matcher's proposals are trained on too; empty trains on clicks and boxes."""
+    """Its matcher's proposals are trained on too; empty takes the server's default feature encoder and softmatch."""
     method: TuningMethodName | None = None
     """None means E-PEFT."""
     options: TuningOptions = field(default_factory=TuningOptions)
     promote_alias: str = ""
     """Moved to the new version once it is published and its export is exact; empty moves none."""
     promote_only_if_better: bool = False
-    """Move the alias only if the validation IoU did not fall."""
+    """Move the alias only if the validation IoU is not below what it names now, or the segmenter's alone."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class TuningJob:
     adapter: ModelReference | None
     """None until the job succeeded."""
     metrics: Mapping[str, float]
-    """``validation_iou_before`` and ``_after``, ``seconds_train`` and so on; empty until the job succeeded."""
+    """``validation_iou_before`` and ``_after``, ``seconds_train`` and so on, as the contract lists them; empty until it
+    succeeded."""
     message: str
     """Why it failed, or waits for another try; empty otherwise."""
     create_time: datetime | None
