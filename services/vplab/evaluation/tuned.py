@@ -30,6 +30,8 @@ ADAPTERS: Final[dict[str, TuningMethodName]] = {name.replace("_", "-"): name for
 """What ``--methods`` calls each tuning method."""
 _CREATE_TIMEOUT_S: Final = 600.0
 _POLL_S: Final = 0.1
+_FEW_REFERENCES: Final = 5
+"""Of a prompt set that says which matcher's proposals to train on: the job takes the references from its own images."""
 _MAX_ATTEMPTS: Final = 100
 _FAILURES: Final = ("failed", "cancelled")
 
@@ -80,11 +82,12 @@ class Tuner:
             return False
 
     def _tuned(self, method: str, shots: Sequence[LabelledImage], class_ids: Sequence[int], seed: int) -> str:
+        references = shots if len(shots) <= MAX_REFERENCES else shots[:_FEW_REFERENCES]
         request = TuningRequest(
             adapter_id=self.services.artifact_id(method),
             data=self._dataset(shots, class_ids),
             segmenter=self.services.segmenter,
-            prompt_set=self.services.prompt_set_of(shots[:MAX_REFERENCES], class_ids),
+            prompt_set=self.services.prompt_set_of(references, class_ids),
             method=ADAPTERS[method],
             options=TuningOptions(num_steps=self.num_steps, seed=seed),
         )

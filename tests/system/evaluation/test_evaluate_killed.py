@@ -92,6 +92,36 @@ def test_an_interrupted_run_shows_what_it_has_and_stops_its_services(
     wait_for(lambda: not services_below(tmp_path))
 
 
+@pytest.mark.slow
+def test_what_was_tuned_before_a_kill_is_not_tuned_again(vplab: Vplab, tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    command = ("evaluate", folder, "--out", out, "--methods", "lora,softmatch+lora", "--shots", "1", "--seeds", "1",
+               "--tuning-steps", "2")  # fmt: skip
+    log = out / "services" / "logs" / "training.log"
+    # While the job is worked on, and when its adapter has begun to be measured.
+    moments = (lambda: log.exists() and b"job_taken" in log.read_bytes(), lambda: bool(journal(out, "click")))
+    for has_come in moments:
+        with ended(vplab.start(*command)) as process:
+            wait_for(lambda: process.poll() is not None or has_come(), timeout_s=300)  # noqa: B023
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    created = log.read_bytes().count(b'"job_queued"')
+    ran = vplab.run(*command, timeout_s=300)
+    assert ran.returncode == 0, ran.stderr
+
+    assert created == 1
+    assert len({line["run_id"] for line in journal(out, "run")}) == 1
+    (tuning,) = journal(out, "tuning")
+    assert tuning["num_parameters"] == 144_384
+    assert num_done(out) == 2 * NUM_TEST
+    figures = json.loads((out / "results.json").read_text())
+    assert figures["tuned"]["lora"]["1"]["num_failed"] == 0
+    assert figures["shots"]["softmatch+lora"]["1"]["num_failed"] == 0
+    assert "Table 1" in (out / "results.md").read_text()
+    assert not (out / "services").exists()
+    wait_for(lambda: not services_below(tmp_path))
+
+
 def scores(figures: Any) -> Any:
     """Figures without their timings."""
     if not isinstance(figures, dict):
