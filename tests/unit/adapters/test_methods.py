@@ -15,8 +15,8 @@ def features(channels, grid=8, num_images=2):
 
 
 @torch.no_grad()
-def test_the_hq_mask_is_added_to_every_plane_and_stands_alone_in_training(decoder, inputs):
-    adapted = adapt(decoder, default_spec("hq_token"))
+def test_the_hq_mask_is_added_to_every_plane_and_may_stand_alone_in_training(decoder, inputs):
+    adapted = adapt(decoder, HqTokenSpec(trained_mask="alone"))
     logits, ious = adapted.eval()(*inputs)
     hq, _ = adapted.train()(*inputs)
     assert torch.equal(hq, hq[:, :1].expand_as(hq))
@@ -24,6 +24,17 @@ def test_the_hq_mask_is_added_to_every_plane_and_stands_alone_in_training(decode
     sam = logits - hq
     assert (sam[:, 0] - sam[:, 1]).abs().max() > 0.1
     assert ious.shape == (3, 4)
+
+
+@torch.no_grad()
+def test_the_hq_mask_is_trained_as_it_serves_and_is_zero_at_the_start(decoder, inputs):
+    adapted = adapt(decoder, default_spec("hq_token"))
+    start, _ = adapted.eval()(*inputs)
+    assert torch.equal(start, adapted.train()(*inputs)[0])
+    adapted.adapter.named()["hq_token.mlp.layers.2.bias"].add_(1.0)
+    moved = adapted(*inputs)[0] - start
+    assert moved.abs().max() > 0.1
+    assert torch.allclose(moved, moved[:, :1].expand_as(moved), atol=1e-4)
 
 
 @torch.no_grad()

@@ -4,13 +4,14 @@ import pytest
 from fakes.tiny_tuning import SEGMENTER, SIDE, disc, discs, examples_of, view_of
 from vplab.training.tuning.prompting import (
     FALSE_SHARE,
+    DrawnPrompt,
     PromptDrawer,
     input_tokens,
     nearest_piece,
     proposal_tokens,
     tight_box,
 )
-from vplab.training.tuning.refining import best_plane, refined_prompts
+from vplab.training.tuning.refining import best_plane, hands_its_object_back, refined_prompts
 from vplab.training.tuning.values import ClassProposals
 from vplab.vision.pipeline.decoding import decode_points, refine
 from vplab.vision.preprocessing import FrameTransform
@@ -77,6 +78,17 @@ def test_proposals_have_the_tokens_that_serving_makes_in_both_passes(spec):
 def test_nothing_is_refined_where_all_planes_are_empty():
     planes = np.full((3, 8, 8), -1, np.float32)
     assert best_plane(planes, np.ones(3, np.float32), np.ones((8, 8), np.float32)) is None
+
+
+def test_a_second_pass_from_the_mask_of_something_else_is_not_trained_on():
+    def handing_back(first, target):
+        logits = np.where(first[::2, ::2], 4, -4).astype(np.float32)
+        return DrawnPrompt("proposal", 0, 1, PromptTokens(np.zeros((0, 2)), np.zeros(0), logits), target)
+
+    here, there = disc((20, 20), 9), disc((44, 44), 9)
+    assert hands_its_object_back(handing_back(here, here), SEGMENTER)
+    assert not hands_its_object_back(handing_back(there, here), SEGMENTER)
+    assert hands_its_object_back(handing_back(there, np.zeros_like(here)), SEGMENTER)  # to be told that it is wrong
 
 
 @pytest.mark.parametrize("spec", [SEGMENTER, NO_RASTER])

@@ -13,8 +13,9 @@ POINT_SHARE = 112 * 112 / 256**2
 OVERSAMPLING = 3
 UNCERTAIN_SHARE = 0.75
 """The rest is uniform; none are drawn on the object itself."""
-
-
+ENTROPY_WEIGHT = 0.2
+"""Of the BCE beside the soft IoU."""
+OVERLAP_SCALE = 2
 OTHER_PLANES = 0.05
 """Share of the mean loss of the multimask planes beside the best one's, as in the foundation recipe."""
 
@@ -41,14 +42,22 @@ def at_points(planes: Tensor, points: Tensor) -> Tensor:
 
 
 def plane_losses(logits: Tensor, targets: Tensor, points: Tensor) -> Tensor:
-    """Return BCE + dice of each plane at the points, (N, M); logits: (N, M, h, w), targets: (N, S, S)."""
+    """Return the loss of each plane, (N, M); logits: (N, M, h, w), targets: (N, S, S).
+
+    BCE at the points and soft IoU over the whole grid, enlarged to OVERLAP_SCALE times its side.
+    """
     answered = at_points(logits, points)
     wanted = at_points(targets.unsqueeze(1), points).expand_as(answered)
     entropy = F.binary_cross_entropy_with_logits(answered, wanted, reduction="none").mean(2)
-    probability = answered.sigmoid()
-    overlap = (probability * wanted).sum(2)
-    dice = 1 - (2 * overlap + 1) / (probability.sum(2) + wanted.sum(2) + 1)
-    return entropy + dice
+    return ENTROPY_WEIGHT * entropy + _overlap_losses(logits, targets)
+
+
+def _overlap_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    size = (OVERLAP_SCALE * logits.shape[-2], OVERLAP_SCALE * logits.shape[-1])
+    probability = F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
+    wanted = F.adaptive_avg_pool2d(targets.unsqueeze(1), size)
+    both, either = (probability * wanted).sum((2, 3)), (probability + wanted - probability * wanted).sum((2, 3))
+    return 1 - (both + 1) / (either + 1)
 
 
 def plane_ious(logits: Tensor, targets: Tensor) -> Tensor:

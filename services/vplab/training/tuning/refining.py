@@ -9,10 +9,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vplab.training.tuning.grid_masks import mask_iou, on_grid
 from vplab.training.tuning.prompting import DrawnPrompt
 from vplab.vision.masks import mask_box
 from vplab.vision.prompts import BOX_MAX, BOX_MIN, PromptTokens
 from vplab.vision.specs import SegmenterSpec
+
+MIN_FIRST_IOU = 0.5
+"""Of the first mask with the object, for a second prompt that is trained on."""
 
 
 def best_plane(
@@ -50,6 +54,16 @@ def refined_prompts(
         plane = best_plane(masks, ious[planes], similarity)
         refined.append(None if plane is None else replace(prompt, tokens=_tokens(prompt, masks[plane], segmenter)))
     return refined
+
+
+def hands_its_object_back(prompt: DrawnPrompt, segmenter: SegmenterSpec) -> bool:
+    """Say whether a second prompt is trained on: its mask is about the object, or there is none to find.
+
+    To ask for the object by the box of something else would teach the decoder to pass over boxes.
+    """
+    mask = prompt.tokens.mask_logits
+    assert mask is not None, "the second pass hands a mask back"
+    return prompt.is_false or mask_iou(mask > 0, on_grid(prompt.target, segmenter)) >= MIN_FIRST_IOU
 
 
 def _tokens(prompt: DrawnPrompt, mask: NDArray[np.float32], segmenter: SegmenterSpec) -> PromptTokens:

@@ -16,11 +16,10 @@ from torch import Tensor
 from vplab.errors import Cancelled, Internal, InvalidInput
 from vplab.training.tuning.batches import batches
 from vplab.training.tuning.checkpoints import job_digest, pack, unpack
-from vplab.training.tuning.grid_masks import mask_iou, on_grid
 from vplab.training.tuning.losses import tuning_loss
 from vplab.training.tuning.ports import CheckpointStore, TunableDecoder
 from vplab.training.tuning.prompting import DrawnPrompt, PromptDrawer
-from vplab.training.tuning.refining import refined_prompts
+from vplab.training.tuning.refining import hands_its_object_back, refined_prompts
 from vplab.training.tuning.schedule import Run, check_steps, choose_step, learning_rate, mean_metrics, plan_runs
 from vplab.training.tuning.validation import validate
 from vplab.training.tuning.values import (
@@ -36,8 +35,6 @@ from vplab.vision.specs import SegmenterSpec
 
 REFINED_SHARE = 0.5
 """Of a step's proposals, those that are also trained on in the second pass."""
-MIN_FIRST_IOU = 0.5
-"""Of the first mask with the object, for a second pass that is trained on."""
 
 
 def tune(
@@ -194,13 +191,7 @@ class _Tuning:
             [examples[prompts[i].example].proposals[prompts[i].class_id].similarity for i in rows],
             self._segmenter,
         )
-        return [p for p in again if p is not None and self._may_be_refined(p)]
-
-    def _may_be_refined(self, prompt: DrawnPrompt) -> bool:
-        """Say whether the first mask is about the object: the box of another one would teach to pass over boxes."""
-        found = prompt.tokens.mask_logits
-        assert found is not None, "the second pass hands a mask back"
-        return prompt.is_false or mask_iou(found > 0, on_grid(prompt.target, self._segmenter)) >= MIN_FIRST_IOU
+        return [p for p in again if p is not None and hands_its_object_back(p, self._segmenter)]
 
     @torch.no_grad()
     def _pull_back(self, rate: float) -> None:

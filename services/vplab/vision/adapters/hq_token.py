@@ -1,9 +1,13 @@
 """HQ-SAM's high-quality token: a further output token whose mask is read from fused early and late features.
 
-Source: Ke et al., "Segment Anything in High Quality" (arXiv 2306.01567), ``mask_decoder_hq.py`` of SysCV/sam-hq. As
-there, the HQ mask alone is supervised, so in training mode every plane is the HQ mask; in evaluation mode it is added
-to each of SAM's planes. Deviation: where no early feature is at hand (``early_channels`` unset), HQ-SAM's fusion
-is of the image embedding and the decoder's own feature only.
+Source: Ke et al., "Segment Anything in High Quality" (arXiv 2306.01567), ``mask_decoder_hq.py`` of SysCV/sam-hq. The HQ
+mask is added to each of SAM's planes. ``trained_mask`` "alone" supervises it as there, without SAM's: in training mode
+every plane is then the HQ mask.
+
+Deviation: HQ-SAM's mask is trained as a part of the sum, from zero (``trained_mask`` "sum"), unless told otherwise.
+
+Deviation: where no early feature is at hand (``early_channels`` unset), HQ-SAM's fusion is of the image embedding and
+the decoder's own feature only.
 """
 
 import torch
@@ -24,10 +28,15 @@ class HqToken(Part):
     def __init__(self, spec: HqTokenSpec, decoder: MaskDecoder) -> None:
         self.width = decoder.transformer_dim
         self.early_channels = spec.early_channels
+        self.is_trained_alone = spec.trained_mask == "alone"
 
     def initial(self) -> dict[str, Tensor]:
         tensors = {"hq_token.token": torch.randn(1, self.width)}  # as nn.Embedding
-        return tensors | {f"hq_token.{name}": value for name, value in self._network().named_parameters()}
+        tensors |= {f"hq_token.{name}": value for name, value in self._network().named_parameters()}
+        if not self.is_trained_alone:
+            for name in ("weight", "bias"):
+                tensors[f"hq_token.mlp.layers.2.{name}"] = torch.zeros_like(tensors[f"hq_token.mlp.layers.2.{name}"])
+        return tensors
 
     def output_tokens(self, tensors: Tensors) -> Tensor:
         return tensors["hq_token.token"]
@@ -40,7 +49,7 @@ class HqToken(Part):
         feature = feature + _refine(prefixed(tensors, "hq_token.feature."), inputs.upscaled)
         hyper = _mlp(prefixed(tensors, "hq_token.mlp."), inputs.extra_queries[:, :1])  # (N, 1, C/8)
         mask = (hyper @ feature.flatten(2)).unflatten(2, feature.shape[-2:])
-        planes: Tensor = mask.expand_as(logits) if inputs.is_training else logits + mask
+        planes: Tensor = mask.expand_as(logits) if inputs.is_training and self.is_trained_alone else logits + mask
         return planes
 
     def _network(self) -> nn.ModuleDict:

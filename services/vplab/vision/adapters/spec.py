@@ -109,6 +109,9 @@ class HqTokenSpec(_Spec):
     method: Literal["hq_token"] = "hq_token"
     early_channels: PositiveInt | None = None
     """Channels of the encoder's early feature: 768, 1024, 1280 for SAM ViT-B, L, H. None: fuse without one."""
+    trained_mask: Literal["sum", "alone"] = "sum"
+    """What the loss sees: the sum with SAM's mask, which is what serves, from a HQ mask of zero; or as HQ-SAM, which
+    has 44,000 images, the HQ mask alone. From a few images that mask learns less than it spoils."""
 
 
 class BoftSpec(_Spec):

@@ -1,0 +1,205 @@
+"""What was tried for the tuning recipe and what it gave: choices on development tasks, methods and shots on all.
+
+``python tests/bench/tuning_recipe.py --out recipe.json`` tunes the shipped nano decoder in this process, without
+services, and tests it as serving uses it: a box, one click, and softmatch with the tuning images as references. A
+measurement that is in the file is not made again; killed at any moment, the same command goes on. ``--part choices``
+compares ways of training, ``methods`` the methods as they ship, ``--set technical`` verifies what ``development``
+chose. ``--readme`` writes the tables into the README of vplab.training.tuning, ``--tables-only`` measures nothing.
+"""
+
+import argparse
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from main_job import write_between
+from tuning_tasks import DEVELOPMENT, TECHNICAL, Source, Task, base, measure
+
+from vplab.training.tuning import losses, prompting, refining
+from vplab.training.tuning.examples import build_examples
+from vplab.training.tuning.trainer import tune
+from vplab.training.tuning.values import TuningOptions
+from vplab.vision.adapters.adapt import adapt
+from vplab.vision.adapters.spec import AdapterSpec, EPeftSpec, HqTokenSpec, default_spec
+
+README = Path(__file__).resolve().parents[2] / "services" / "vplab" / "training" / "tuning" / "README.md"
+KINDS = ("box", "click", "match")
+CLEARLY = 1.0
+"""Points of IoU by which something is clearly better or worse."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to train; what it does not say is as shipped, but without early stopping, so that every step shows."""
+
+    method: str = "e_peft"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[tuple[Any, str], Any] = field(default_factory=dict)
+    spec: AdapterSpec | None = None
+
+
+_UNIFORM = {"part_rates": ()}
+CHOICES = {
+    "as shipped": Choice(),
+    "one rate for all parts": Choice(options=_UNIFORM),
+    "half the rate": Choice(options={"learning_rate": 1e-3}),
+    "twice the rate": Choice(options={"learning_rate": 4e-3}),
+    "BCE in full": Choice(constants={(losses, "ENTROPY_WEIGHT"): 1.0}),
+    "second pass from any first mask": Choice(constants={(refining, "MIN_FIRST_IOU"): 0.0}),
+    "no proposals": Choice(constants={(prompting, "PROPOSAL_SHARE"): 0.0}),
+    "no proposals on background": Choice(constants={(prompting, "FALSE_SHARE"): 0.0}),
+    "one view": Choice(options={"num_views": 1}),
+    "16 prompts a step, half the steps": Choice(options={"batch_size": 16, "num_steps": 15}),
+    "without image context": Choice(spec=EPeftSpec(image_context=None)),
+    "without IA3": Choice(spec=EPeftSpec(ia3=None)),
+    "without prompt tokens": Choice(spec=EPeftSpec(prompt_tokens=None)),
+    "HQ mask trained alone": Choice("hq_token", spec=HqTokenSpec(trained_mask="alone")),
+}
+METHODS = ("e_peft", "lora", "ia3", "prompt_tokens", "image_context", "hq_token", "full_decoder")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, help="keeps embeddings; beside --out unless said")
+    parser.add_argument("--part", choices=("choices", "methods"), default="choices")
+    parser.add_argument("--set", choices=("development", "technical"), default="development", dest="task_set")
+    parser.add_argument("--tasks", nargs="*", help="only these tasks")
+    parser.add_argument("--only", nargs="*", help="only these choices or methods")
+    parser.add_argument("--shots", type=int, nargs="*", default=[5])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--tables-only", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cache = arguments.cache or arguments.out.with_suffix(".cache")
+    if not arguments.tables_only:
+        for source in DEVELOPMENT if arguments.task_set == "development" else TECHNICAL:
+            if not arguments.tasks or source.name in arguments.tasks:
+                _measure_task(source, cache, arguments)
+    text = tables(_read(arguments.out))
+    print(text)
+    if arguments.readme:
+        write_between(README, "tuning recipe", text)
+
+
+def _measure_task(source: Source, cache: Path, arguments: argparse.Namespace) -> None:
+    jobs = METHODS if arguments.part == "methods" else tuple(CHOICES)
+    task: Task | None = None
+    for shots in arguments.shots:
+        for seed in arguments.seeds:
+            for name in jobs:
+                key = f"{arguments.part}|{name}|{source.name}|{shots}|{seed}"
+                if (arguments.only and name not in arguments.only) or key in _read(arguments.out):
+                    continue
+                task = task or Task.of(source, cache)
+                choice = CHOICES[name] if arguments.part == "choices" else Choice(name)
+                found = _tuned(task, choice, shots, seed, stops_early=arguments.part == "methods")
+                _write(arguments.out, key, found | {"set": arguments.task_set})
+                print(key, {k: round(found["after"][k] - found["before"][k], 1) for k in KINDS}, flush=True)
+
+
+def _tuned(task: Task, choice: Choice, shots: int, seed: int, *, stops_early: bool) -> dict[str, Any]:
+    options = replace(TuningOptions.for_method(choice.method, shots), seed=seed, **choice.options)
+    if not stops_early:
+        options = replace(options, num_folds=0, num_checks=1)
+    segmenter, references = base()[1], task.tuning_views(shots, 1, seed)
+    adapted = adapt(base()[0], choice.spec or default_spec(choice.method), seed=seed)
+    with _patched(choice.constants):
+        began, cpu = time.monotonic(), time.process_time()
+        examples = build_examples(task.tuning_views(shots, options.num_views, seed), [1], segmenter)
+        result = tune(adapted, examples, segmenter, options)
+        seconds = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
+    return {
+        "before": measure(base()[0], task.tests, references),
+        "after": measure(adapted, task.tests, references),
+        "best_step": result.best_step,
+        **{name: round(value, 1) for name, value in seconds.items()},
+    }
+
+
+@contextlib.contextmanager
+def _patched(constants: Mapping[tuple[Any, str], Any]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for (module, name), value in constants.items():
+            stack.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Return the Markdown of all that was measured."""
+    rows = [(*key.split("|"), value) for key, value in found.items()]
+    parts = []
+    for part, task_set, title in (
+        ("choices", "development", "Ways to train E-PEFT, five shots, all steps, development tasks"),
+        ("methods", "development", "Methods as shipped, with early stopping, development tasks"),
+        ("methods", "technical", "Methods as shipped, with early stopping, technical tasks (verification)"),
+    ):
+        chosen = [row for row in rows if row[0] == part and row[-1]["set"] == task_set]
+        for shots in sorted({row[3] for row in chosen}, key=int, reverse=True):
+            of_shots = [row for row in chosen if row[3] == shots]
+            parts.append(f"**{title}, {shots} shot{'s' if shots != '1' else ''}**\n\n{_table(of_shots)}")
+            if part == "methods":
+                parts.append(_by_task([row for row in of_shots if row[1] == "e_peft"]))
+    return "\n\n".join(parts)
+
+
+def _table(rows: Sequence[tuple[Any, ...]]) -> str:
+    lines = [
+        "| | tasks x seeds | box | click | softmatch | mean | clearly better | clearly worse | CPU s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    names = list(dict.fromkeys(row[1] for row in rows))
+    gains = {name: [_gain(row[-1]) for row in rows if row[1] == name] for name in names}
+    for name in sorted(names, key=lambda n: -float(np.mean(gains[n]))):
+        mean, cells = np.mean(gains[name], axis=0), np.array(gains[name])
+        cpu = np.mean([row[-1]["cpu_seconds"] for row in rows if row[1] == name])
+        lines.append(
+            f"| {name} | {len(cells)} | "
+            + " | ".join(f"{value:+.1f}" for value in (*mean, mean.mean()))
+            + f" | {int((cells.mean(axis=1) > CLEARLY).sum())} | {int((cells.mean(axis=1) < -CLEARLY).sum())}"
+            + f" | {cpu:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _by_task(rows: Sequence[tuple[Any, ...]]) -> str:
+    lines = ["| E-PEFT on | seeds | box | click | softmatch | steps |", "|---|--:|--:|--:|--:|--:|"]
+    for task in dict.fromkeys(row[2] for row in rows):
+        mine = [row[-1] for row in rows if row[2] == task]
+        cells = (
+            f"{np.mean([m['before'][k] for m in mine]):.1f} to {np.mean([m['after'][k] for m in mine]):.1f}"
+            for k in KINDS
+        )
+        steps = ", ".join(str(m["best_step"]) for m in mine)
+        lines.append(f"| {task} | {len(mine)} | {' | '.join(cells)} | {steps} |")
+    return "\n".join(lines)
+
+
+def _gain(found: Mapping[str, Any]) -> list[float]:
+    return [found["after"][kind] - found["before"][kind] for kind in KINDS]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _write(path: Path, key: str, value: Mapping[str, Any]) -> None:
+    """Add one measurement; read again before, since several may be at work on the same file."""
+    content = _read(path) | {key: value}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()
