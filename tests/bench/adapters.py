@@ -98,6 +98,11 @@ def number_of(results: dict[str, Any], number: str) -> str:
     return "all" if int(number) == results["num_all"] else number
 
 
+def titled(number: str) -> str:
+    """Return a number of shots in words."""
+    return "all images" if number == "all" else f"{number} shot{'' if number == '1' else 's'}"
+
+
 def marked(method: str, number: str, step: str) -> Figure:
     """Return what reads the IoU of objects marked after tuning; of the segmenter, before."""
 
@@ -153,7 +158,7 @@ def marked_table(found: Results) -> str:
     columns = [(number, step) for number in numbers(found) for step in STEPS]
     if not columns:
         return ""
-    heads = [f"{'all images' if n == 'all' else f'{n} shots'}: {STEPS[step]}" for n, step in columns]
+    heads = [f"{titled(number)}: {STEPS[step]}" for number, step in columns]
     # One selection of sets for all of a column: means over different sets cannot be compared.
     means = [column_of(found, names, *column) for column in columns]
     lines = [
@@ -218,7 +223,7 @@ def each_set(found: Results, number: str, step: str) -> str:
     """Return the figures of every set after one number of shots."""
     names = methods_of(found)
     lines = [
-        f"Mean IoU of one object, {STEPS[step]}, after {number} shots, by set, %:",
+        f"Mean IoU of one object, {STEPS[step]}, after {titled(number)}, by set, %:",
         "",
         f"| images | {' | '.join('before tuning' if name == BASE else name for name in names)} |",
         "|---|" + "--:|" * len(names),
@@ -289,7 +294,9 @@ def jobs(found: Results) -> str:
         took = [by[number] for by in by_set if number in by]
         stages = [name for name in took[0] if name.startswith("seconds_")]
         shown = ", ".join(f"{name.removeprefix('seconds_')} {median(t[name] for t in took):.1f}" for name in stages)
-        lines.append(f"{number} images: {median(t['wall_s'] for t in took):.1f} s ({shown})")
+        lines.append(
+            f"{number} image{'' if number == '1' else 's'}: {median(t['wall_s'] for t in took):.1f} s ({shown})"
+        )
     return f"Median seconds of a job of {OURS}, from asking to published: {'; '.join(lines)}." if lines else ""
 
 

@@ -24,7 +24,7 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
     """Each job tells of ``NUM_STEPS`` steps and succeeds, unless ``fails_with`` says why not.
 
     ``hold`` keeps jobs before their last step until it is set; ``breaks`` counts how many streams break after two
-    events each; ``refuses`` is raised at creation. Whoever asks for a job that nobody watches finds it ended.
+    events each; ``refuses`` is raised at creation.
     """
 
     def __init__(self) -> None:
@@ -68,10 +68,7 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
 
     def GetTuningJob(self, request: Any, context: grpc.ServicerContext) -> Any:
         with refusing(context):
-            job = self._job(request.name)
-            if job.state == pb.JOB_STATE_QUEUED and self.hold.is_set():
-                self._end(job)
-            return pb.GetTuningJobResponse(job=job)
+            return pb.GetTuningJobResponse(job=self._job(request.name))
 
     def CancelTuningJob(self, request: Any, context: grpc.ServicerContext) -> Any:
         with refusing(context):

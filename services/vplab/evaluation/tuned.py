@@ -13,8 +13,22 @@ from vplab.client.datasets import Dataset, DatasetItem, PackedMasks, publish_dat
 from vplab.client.datasets.names import suffix_of
 from vplab.client.models import ModelReference
 from vplab.client.segmentation.values import MatcherName
-from vplab.client.training.values import TuningJob, TuningMethodName, TuningOptions, TuningRequest
-from vplab.errors import Internal, InvalidInput, NotFound
+from vplab.client.training.values import (
+    TuningJob,
+    TuningMethodName,
+    TuningOptions,
+    TuningProgress,
+    TuningRequest,
+)
+from vplab.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidInput,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from vplab.evaluation.results import Results
 from vplab.evaluation.served import (
     MAX_REFERENCES,
@@ -29,7 +43,7 @@ from vplab.evaluation.values import LabelledImage, Tuning
 ADAPTERS: Final[dict[str, TuningMethodName]] = {name.replace("_", "-"): name for name in get_args(TuningMethodName)}
 """What ``--methods`` calls each tuning method."""
 _CREATE_TIMEOUT_S: Final = 600.0
-_POLL_S: Final = 0.1
+_PAUSE_S: Final = 0.5
 _FEW_REFERENCES: Final = 5
 """Of a prompt set that says which matcher's proposals to train on: the job takes the references from its own images."""
 _MAX_ATTEMPTS: Final = 100
@@ -112,13 +126,25 @@ class Tuner:
             )
             if job.state in _FAILURES:
                 continue
-            while not job.is_done:
-                self.on_stage(job.stage)
-                time.sleep(_POLL_S)
-                name = job.name
-                job = patiently(lambda: training.get_tuning_job(name))  # noqa: B023
-            return job
+            return self._followed(job)
         raise Internal(f"{_MAX_ATTEMPTS} jobs of {request.adapter_id} failed: {job.message}")
+
+    def _followed(self, job: TuningJob) -> TuningJob:
+        """Return a job once it ended; a stream that breaks is begun again where it broke."""
+        training, name, sequence = self.services.client.training, job.name, 0
+        while not job.is_done:
+            try:
+                for event in training.watch_tuning_job(name, from_sequence=sequence):
+                    sequence = event.sequence
+                    if isinstance(event.event, TuningJob):
+                        job = event.event
+                        self.on_stage(job.stage)
+                    elif isinstance(event.event, TuningProgress):
+                        self.on_stage(f"step {event.event.step} of {event.event.num_steps}")
+            except (Unavailable, ResourceExhausted, DeadlineExceeded, Cancelled):
+                time.sleep(_PAUSE_S)
+                job = patiently(lambda: training.get_tuning_job(name))
+        return job
 
     def _note(
         self, method: str, num_shots: int, seed: int, job: TuningJob, adapter: ModelReference, wall_s: float

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fakes.evaluation_folders import write_squares
+from fakes.command_bench import DARK, Bench
+from fakes.evaluation_folders import write_pair, write_squares
 from fakes.segmentation_server import FakeSegmentation
+from vplab.client import Client
+from vplab.errors import Unimplemented
 from vplab.evaluation.splits import make_splits
 
 Vplab = Callable[..., Any]
@@ -159,3 +162,88 @@ def test_ids_restrict_the_images(vplab: Vplab, squares: Path, tmp_path: Path) ->
     ran = vplab("evaluate", squares, "--out", "out", *OURS, "--ids", "ids.txt")
     assert ran.code == 0, ran.text
     assert figures(tmp_path)["num_images"] == 8
+
+
+@pytest.fixture
+def tuning(bench: Bench, tmp_path: Path) -> Bench:
+    """A bench whose training service publishes one adapter for whatever it is asked."""
+    weights = tmp_path / "adapter.safetensors"
+    weights.write_bytes(b"weights" * 100)
+    registry = bench.arguments[bench.arguments.index("--registry") + 1]
+    with Client(registry=registry) as client:
+        published = client.registry.publish_files({weights.name: weights}, "tuned", "adapter")
+    bench.training.adapter_digest = published.digest
+    return bench
+
+
+@pytest.fixture
+def dark_squares(tmp_path: Path) -> Path:
+    """Squares whose dark half the segmenter sees only with the adapter; the last three of ten images show none."""
+    for number in range(10):
+        pixels = np.full((40, 60, 3), 30 + number, np.uint8)
+        if number < 7:
+            pixels[5:15, 10:30], pixels[15:25, 10:30] = DARK, 200
+        write_pair(tmp_path / "dark", f"{number}", pixels, (pixels[..., 0] >= DARK).astype(np.uint8))
+    return tmp_path / "dark"
+
+
+TUNED = ("--methods", "e-peft,ia3,softmatch+e-peft", "--shots", "0,1,all", "--seeds", "2", "--max-test", "4")
+
+
+def test_tuned_methods_become_the_paper_s_tables(tuning: Bench, dark_squares: Path, tmp_path: Path) -> None:
+    ran = tuning.run("evaluate", dark_squares, "--out", "out", *TUNED)
+    assert ran.exit_code == 0, ran.output
+    found = figures(tmp_path)
+    assert found["num_all"] == 6
+    assert found["clicks"]["segmenter"]["box"]["iou"]["mean"] == 0.5
+    for method in ("e-peft", "ia3"):
+        assert found["tuned"][method]["1"]["box"]["iou"] == {"mean": 1.0, "std": 0.0, "seeds": {"0": 1.0, "1": 1.0}}
+        assert found["tuned"][method]["6"]["1"]["iou"]["mean"] == 1.0
+    assert [found["shots"]["softmatch+e-peft"][number]["iou"]["mean"] for number in ("0", "1", "6")] == [0.5, 1.0, 1.0]
+    assert found["tunings"]["e-peft"]["adapter_bytes"] == 700
+    # Two methods, two numbers of shots, two seeds; the matcher has none of its own.
+    assert len(tuning.training.jobs) == 8
+    assert {request.options.seed for request in tuning.training.requests} == {0, 1}
+    written = (tmp_path / "out" / "results.md").read_text()
+    assert (
+        "**Table 1: mean IoU of a marked object after tuning on 6 images, all images that are not tested**" in written
+    )
+    assert "**Table 2: mean IoU of a marked object after few shots**" in written
+    assert "| segmenter | 50.0 | 50.0 |" in written
+    assert "| softmatch+e-peft | **50.0 ± 0.0** | **100.0 ± 0.0** | **100.0 ± 0.0** | +100 | +100 |" in written
+    for picture in ("tuned.png", "sheets/e-peft-6-shots-objects.jpg", "sheets/softmatch+e-peft-6-shots.jpg"):
+        assert (tmp_path / "out" / picture).is_file()
+
+    # Everything is there: nothing is asked for again, until something else is wanted.
+    assert tuning.run("evaluate", dark_squares, "--out", "out", *TUNED).exit_code == 0
+    assert len(tuning.training.requests) == 8
+
+
+def test_a_tuning_that_fails_makes_the_run_partly_failed_and_is_tried_again(
+    tuning: Bench, dark_squares: Path, tmp_path: Path
+) -> None:
+    command = ("evaluate", dark_squares, "--out", "out", "--methods", "lora", "--shots", "1", "--seeds", "1")
+    tuning.training.fails_with = "the loss is not finite"
+    ran = tuning.run(*command)
+    assert ran.exit_code == 1
+    assert "the loss is not finite" in ran.stderr
+    assert figures(tmp_path)["tuned"]["lora"]["1"]["num_failed"] > 0
+    tuning.training.fails_with = ""
+    assert tuning.run(*command).exit_code == 0
+    assert figures(tmp_path)["tuned"]["lora"]["1"]["num_failed"] == 0
+
+
+def test_a_service_that_cannot_train_stops_the_run_with_its_reason(tuning: Bench, dark_squares: Path) -> None:
+    tuning.training.refuses = Unimplemented("this server cannot train: torch is not installed")
+    ran = tuning.run("evaluate", dark_squares, "--out", "out", "--methods", "e-peft", "--shots", "1", "--seeds", "1")
+    assert ran.exit_code not in (0, 1)
+    assert "torch is not installed" in ran.stderr
+
+
+def test_a_misspelt_adapter_or_number_is_refused_by_name(vplab: Vplab, squares: Path) -> None:
+    ran = vplab("evaluate", squares, "--out", "out", "--methods", "e_peft")
+    assert ran.code == 3
+    assert "'e_peft' is none of" in ran.err
+    ran = vplab("evaluate", squares, "--out", "out", "--methods", "e-peft", "--shots", "some")
+    assert ran.code == 3
+    assert "'some' is no list of numbers" in ran.err

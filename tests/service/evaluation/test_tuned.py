@@ -162,6 +162,16 @@ async def test_a_job_that_failed_says_why_and_is_tried_again_by_the_next_run(run
     assert len(running.training.jobs) == 2
 
 
+async def test_a_job_is_followed_to_its_end_though_the_stream_breaks(running: Running) -> None:
+    running.training.breaks = 2
+    stages: list[str] = []
+    running.tuner.on_stage = stages.append
+    adapter = await in_thread(lambda: running.tuner.adapter("ia3", [running.folder.read("0")], [1], 0))
+    assert adapter == "artifacts/tuned/versions/1"
+    assert running.training.watched_from == [0, 2, 4]
+    assert [stage for stage in stages if "step" in stage] == [f"step {step} of 4" for step in (1, 2, 3, 4)]
+
+
 async def test_the_data_set_is_the_folder_s_files_and_masks(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[list[DatasetItem]] = []
     items = Tuner._items

@@ -108,7 +108,7 @@ def test_the_table_names_sizes_and_the_row_before_tuning(adapters: ModuleType) -
     full["tuned"]["e-peft"]["20"] = {"box": figures(0.9), "1": figures(0.8), "num_failed": 0}
     found = named(adapters, polypgen=full)
     head, _, before, ours, lora, *_ = adapters.marked_table(found).splitlines()[2:]
-    assert head.endswith("| 1 shots: box | 1 shots: 1 click | 5 shots: box | 5 shots: 1 click | all images: box | "
+    assert head.endswith("| 1 shot: box | 1 shot: 1 click | 5 shots: box | 5 shots: 1 click | all images: box | "
                          "all images: 1 click |")  # fmt: skip
     assert before.startswith("| before tuning | 0 | 0 | 40.0 | 30.0 |")
     assert ours.startswith("| e-peft | 195,960 | 791 | **70.0** | **60.0** |")

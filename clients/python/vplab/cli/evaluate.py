@@ -352,7 +352,8 @@ def _print(tables: Sequence[Table], summary: dict[str, Any]) -> None:
         for number, took in made["shots"].items():
             stages = {name.removeprefix("seconds_"): s for name, s in took.items() if name.startswith("seconds_")}
             listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items())
-            results.print(f"{method}, {number} shots: {took['wall_s']:.1f} s a job ({listed})", style="dim")
+            shots = "1 shot" if number == "1" else f"{number} shots"
+            results.print(f"{method}, {shots}: {took['wall_s']:.1f} s a job ({listed})", style="dim")
     results.print(
         f"{summary['num_test']} of {summary['num_images']} images tested, the same for all; ± is the standard "
         f"deviation over {summary['num_seeds']} seeds, for marked objects the standard error"
