@@ -79,5 +79,6 @@ class ColourModel:
         for _ in range(3):
             # Blurs the first axis and moves it to the end, so three turns blur all and restore the order.
             rows = counts.reshape(levels, levels**2)
-            counts = cv2.sepFilter2D(rows, -1, _ONE, self._kernel, borderType=cv2.BORDER_REFLECT).T.reshape(-1)
+            blurred = cv2.sepFilter2D(rows, -1, _ONE, self._kernel, borderType=cv2.BORDER_REFLECT)
+            counts = np.asarray(blurred.T.reshape(-1), np.float32)
         return np.asarray(counts / np.float32(max(len(bins), 1)) + np.float32(_LEAST_SHARE))
