@@ -29,8 +29,10 @@ _LIMITS = """## Limits
 - Small and trained briefly on a CPU: an honest default for trying the system, not a rival of SAM. Published SAM weights
   or DINO features in its place need no change elsewhere.
 - Natural data is scenes and salient objects; microscopy, X-ray and metal surfaces were imitated, never seen.
-- Masks come from a grid of 4 pixels of a 512-pixel input: what is thinner than about 1/200 of the long side is found
-  roughly at best.
+- Masks come from a grid of 4 pixels of a 512-pixel input and are sharpened by colour on one of 2: what is thinner than
+  about 1/200 of the long side, and no different in colour from what is beside it, is found roughly at best.
+- The figures include that sharpening and the box's bound (`colour_evidence`, `box_bounds_mask` in the segmenter's
+  model.json), which are part of serving; a runtime that leaves them out gets softer masks.
 - Prompts must also be drawn into the mask input as `prompt_raster` in the segmenter's model.json says; without it the
   answers are poor.
 - Scores are predicted IoU, regressed on the training data, and optimistic elsewhere.
