@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,8 @@ def read_coco(
     problems = Problems()
     known = _classes_of(content["categories"], classes, problems)
     folder = path.parent if images is None else Path(images)
-    pictures = _read_images(content["images"], folder, limits, problems)
+    subset = path.stem.partition("_")[2]  # CVAT and Datumaro: annotations/instances_default.json, images/default
+    pictures = _read_images(content["images"], folder, subset, limits, problems)
     problems.raise_if_any()
     for index, annotation in enumerate(content["annotations"]):
         where = f"annotations[{index}]"
@@ -166,46 +168,47 @@ def _classes_of(
 
 
 def _read_images(
-    entries: Sequence[Any], folder: Path, limits: DatasetLimits, problems: Problems
+    entries: Sequence[Any], folder: Path, subset: str, limits: DatasetLimits, problems: Problems
 ) -> dict[int, _Picture]:
     pictures: dict[int, _Picture] = {}
     for index, entry in enumerate(entries):
         where = f"images[{index}]"
         try:
-            image_id, name = int(entry["id"]), str(entry["file_name"]).replace("\\", "/")
+            image_id, name = int(entry["id"]), unquote(str(entry["file_name"])).replace("\\", "/")
             said = (int(entry["height"]), int(entry["width"])) if {"height", "width"} <= set(entry) else None
         except (KeyError, TypeError, ValueError) as error:
             problems.add(where, f"is no image: {error!r}")
             continue
-        path = _find(folder, name)
-        if path is None:
+        found = _find(folder, name, subset)
+        if found is None:
             problems.add(where, f"there is no file {name} in {folder}")
             continue
+        path, shown = found
         try:
             data = path.read_bytes()
             size_hw = read_size_hw(data, limits.image)
         except OSError as error:
-            problems.add(path.name, f"cannot be read: {error.strerror or error}")
+            problems.add(shown, f"cannot be read: {error.strerror or error}")
             continue
         except InvalidInput as error:
-            problems.add_error(path.name, error)
+            problems.add_error(shown, error)
             continue
         if said is not None and said != size_hw:
-            problems.add(path.name, f"is {size_hw[1]} x {size_hw[0]}, its annotations are for {said[1]} x {said[0]}")
+            problems.add(shown, f"is {size_hw[1]} x {size_hw[0]}, its annotations are for {said[1]} x {said[0]}")
         if image_id in pictures:
             problems.add(where, f"the id {image_id} is there twice")
-        pictures[image_id] = _Picture(path.name, data, size_hw)
+        pictures[image_id] = _Picture(shown, data, size_hw)
     check_amount([len(picture.image) for picture in pictures.values()], limits, problems)
     return pictures
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    """Return the file that a COCO file names: below the folder as written, or by its last part alone."""
-    last = name.rpartition("/")[2]
-    written = [name] if not name.startswith("/") and ".." not in name.split("/") else []
+def _find(folder: Path, name: str, subset: str) -> tuple[Path, str] | None:
+    """Return the file that a COCO file names and what to call it: below the folder as written, or by its last part."""
+    last = re.split(r"/|\?d=", name)[-1]  # Label Studio names files of a local storage /data/local-files/?d=PATH
+    written = [name.removeprefix("images/")] if not name.startswith("/") and ".." not in name.split("/") else []
     candidates = [*written, last, _UPLOAD_PREFIX.sub("", last, count=1)]
-    places = [folder / "images", folder]
-    return next((p / c for c in candidates for p in places if c and (p / c).is_file()), None)
+    places = [*([folder / "images" / subset] if subset else []), folder / "images", folder]
+    return next(((p / c, c) for c in candidates for p in places if c and (p / c).is_file()), None)
 
 
 def _take(
