@@ -118,7 +118,9 @@ def write_cards(arguments: argparse.Namespace) -> None:
 
 def compare_runs(arguments: argparse.Namespace) -> None:
     """Print what several runs reached, side by side."""
-    print(comparison({path.parent.name: json.loads(path.read_text()) for path in arguments.figures}))
+    found = {path: json.loads(path.read_text()) for path in arguments.figures}
+    names = {p: p.parent.name + (", decoder alone" if f.get("is_decoder_alone") else "") for p, f in found.items()}
+    print(comparison({names[path]: figures for path, figures in found.items()}))
 
 
 def ablate_choices(arguments: argparse.Namespace) -> None:
