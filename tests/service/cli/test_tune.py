@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from fakes.vplab_command import CLEAN, QUIET
 from vplab.api.segmentation.v1 import segmentation_service_pb2 as segmentation_pb
 from vplab.api.training.v1 import training_service_pb2 as pb
 from vplab.errors import InvalidInput
-from vplab.vision.label_images import label_png
+from vplab.training.errors import AdapterBaseMismatch
+from vplab.vision.label_images import label_png, read_labels
 
 
 @pytest.fixture
@@ -102,6 +104,54 @@ def test_a_job_that_fails_or_is_refused_ends_with_its_reason(bench: Bench, parts
     bench.training.refuses = InvalidInput("must be 1 to 256", field="options.lora_rank")
     refused = bench.tune("--dataset", parts, "--no-sheet", "--rank", 999)
     assert (refused.exit_code, "options.lora_rank: must be 1 to 256" in refused.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "text"),
+    [
+        (lambda f: (f / "images" / "3.png").write_bytes(b"\x00\x7f" * (5 << 20)), "images/3.png: "),
+        (lambda f: (f / "masks" / "3.png").write_bytes(label_png(np.ones((60, 40), np.uint8))), "masks/3.png: is 40 x"),
+        (lambda f: (f / "masks" / "3.png").write_bytes(label_png(np.full((40, 60), 7, np.uint8))), "holds class 7"),
+        (lambda f: [p.unlink() for p in f.glob("*/*")], "there is no image"),
+        (
+            lambda f: [p.write_bytes(label_png(np.zeros((40, 60), np.uint8))) for p in f.glob("masks/*")],
+            "nothing to learn from",
+        ),
+    ],
+)
+def test_wrong_files_are_named_and_no_job_is_made(
+    bench: Bench, parts: Path, break_it: Callable[[Path], object], text: str
+) -> None:
+    (parts / "classes.csv").write_text("class_id,class\n1,square\n", encoding="utf-8")
+    break_it(parts)
+    ran = bench.tune("--dataset", parts)
+    assert (ran.exit_code, text in ran.stderr) == (3, True), ran.stderr
+    assert bench.training.requests == []
+
+
+def test_an_adapter_of_another_base_is_refused_by_name(bench: Bench, parts: Path) -> None:
+    bench.training.refuses = AdapterBaseMismatch("artifacts/tuned", expected="a" * 64, actual="b" * 64)
+    ran = bench.tune("--dataset", parts, "--no-sheet", "--promote", "production")
+    assert (ran.exit_code, "artifacts/tuned was made for segmenter bbbb" in ran.stderr) == (3, True), ran.stderr
+
+
+def test_what_segment_wrote_is_corrected_pushed_and_tuned(bench: Bench, folder: Path, tmp_path: Path) -> None:
+    saved = bench.run("prompt", folder / "0.png", "--point", "20,10", "--save", "bright")
+    assert saved.exit_code == 0, saved.output
+    assert bench.run("segment", "bright", folder, "--out", "out").exit_code == 0
+    found = np.asarray(Image.open(tmp_path / "out" / "masks" / "1.png")).copy()
+    found[:8] = 0  # a person takes away what is no defect, in an editor that saves what it likes
+    (tmp_path / "out" / "masks" / "1.png").unlink()
+    Image.fromarray(found, "L").save(tmp_path / "out" / "masks" / "1.png")
+    pushed = bench.run("dataset", "push", "out", "--name", "corrected", "--json", "f.json")
+    assert pushed.exit_code == 0, pushed.output
+    assert bench.figures["num_images"] == 6
+    bench.run("dataset", "export", "corrected", "--out", "again")
+    for number in range(6):
+        again = read_labels(tmp_path / "again" / "masks" / f"{number}.png")
+        np.testing.assert_array_equal(again, read_labels(tmp_path / "out" / "masks" / f"{number}.png"))
+    assert bench.tune("--dataset", "corrected", "--no-sheet").exit_code == 0
+    assert bench.training.requests[-1].dataset == "artifacts/corrected/versions/1"
 
 
 def test_detached_jobs_are_not_waited_for(bench: Bench, parts: Path) -> None:

@@ -16,7 +16,13 @@ from fakes.training_site import TrainingSite, scratches, training_beside
 from vplab.client.datasets import Dataset, DatasetItem, publish_dataset
 from vplab.client.registry.values import Lineage, Manifest
 from vplab.client.segmentation.values import SegmentClass
-from vplab.client.training.values import TuningOptions, TuningProgress, TuningRequest
+from vplab.client.training.values import (
+    InlineDataset,
+    TuningOptions,
+    TuningProgress,
+    TuningRequest,
+    ValidatedImage,
+)
 from vplab.errors import FailedPrecondition, InvalidInput
 
 OPTIONS = TuningOptions(num_steps=20, seed=3)
@@ -107,6 +113,53 @@ async def test_a_data_set_that_cannot_be_tuned_on_is_refused_with_its_file(runni
     assert unsupported.value.reason == "MODEL_UNSUPPORTED"
     with pytest.raises(FailedPrecondition):
         await training.create_tuning_job(TuningRequest("parts", dataset.name))
+
+
+NOISE = np.random.default_rng(1).bytes(10 << 20)
+PICTURE = as_png(np.random.default_rng(2).integers(0, 256, (40, 60, 3), np.uint8))
+OTHER = as_png(np.random.default_rng(3).integers(0, 256, (40, 60, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("image", "masks", "field", "why"),
+    [
+        (NOISE, {1: np.ones((40, 60), np.bool_)}, "inline.images[1].image", "bad.png: "),
+        (OTHER, {1: np.ones((60, 40), np.bool_)}, "inline.images[1].masks[0].mask", "bad.png: mask is 40x60"),
+        (OTHER, {7: np.ones((40, 60), np.bool_)}, "inline.images[1].masks[0].class_id", "bad.png: class 7 is none"),
+        (PICTURE, {1: np.ones((40, 60), np.bool_)}, "inline.images[1]", "bad.png: is the same file as good.png"),
+    ],
+)
+async def test_wrong_data_in_a_request_is_refused_with_its_field_and_file(
+    running: TrainingSite, image: bytes, masks: dict[int, np.ndarray], field: str, why: str
+) -> None:
+    good = ValidatedImage("good.png", PICTURE, {1: np.eye(40, 60, dtype=np.bool_)})
+    data = InlineDataset([SegmentClass(1, "one")], [good, ValidatedImage("bad.png", image, masks)])
+    with pytest.raises(InvalidInput) as refused:
+        await running.client.training.create_tuning_job(TuningRequest("one", data))
+    assert [violation.field for violation in refused.value.violations] == [field]
+    assert why in f"{refused.value.message}; {refused.value.violations[0].description}"
+    assert [job async for job in running.client.training.list_tuning_jobs()] == []
+
+
+async def test_an_empty_set_and_an_adapter_of_another_base_are_refused(running: TrainingSite) -> None:
+    training, registry = running.client.training, running.client.registry
+    for masks in ({}, {1: np.zeros((40, 60), np.bool_)}):
+        nothing = InlineDataset([SegmentClass(1, "one")], [ValidatedImage("a.png", PICTURE, masks)])
+        with pytest.raises(InvalidInput, match="nothing to learn from") as refused:
+            await training.create_tuning_job(TuningRequest("one", nothing))
+        assert refused.value.violations[0].field == "inline.images"
+    encoder = await registry.get_version(f"artifacts/{ENCODER}")
+    file = await registry.upload_bytes(b"{}", as_path="adapter.json", media_type="application/json")
+    await registry.create_artifact("foreign", "adapter")
+    manifest = Manifest((file,), (Lineage("segmenter", encoder.name, encoder.digest),))
+    await registry.publish_version("artifacts/foreign", manifest)
+    good = InlineDataset(
+        [SegmentClass(1, "one")], [ValidatedImage("a.png", PICTURE, {1: np.eye(40, 60, dtype=np.bool_)})]
+    )
+    with pytest.raises(FailedPrecondition, match="artifacts/foreign was made for segmenter") as other_base:
+        await training.create_tuning_job(TuningRequest("foreign", good, promote_alias="production"))
+    assert other_base.value.reason == "ADAPTER_BASE_MISMATCH"
+    assert other_base.value.metadata["adapter"] == "artifacts/foreign"
 
 
 @pytest.mark.slow
