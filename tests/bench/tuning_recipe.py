@@ -4,7 +4,7 @@
 services, and tests it as serving uses it: a box, one click, and softmatch with the tuning images as references. A
 measurement that is in the file is not made again; killed at any moment, the same command goes on. ``--part choices``
 compares ways of training, ``methods`` the methods as they ship, ``--set technical`` verifies what ``development``
-chose. ``--readme`` writes the tables into the README of vplab.training.tuning, ``--tables-only`` measures nothing.
+chose. ``--readme`` writes the tables into the README of vplab.training.tuning, ``--tables-only`` measures nothing. ``trials`` in the file are of code that is no more.
 """
 
 import argparse
@@ -52,6 +52,7 @@ CHOICES = {
     "half the rate": Choice(options={"learning_rate": 1e-3}),
     "twice the rate": Choice(options={"learning_rate": 4e-3}),
     "BCE in full": Choice(constants={(losses, "ENTROPY_WEIGHT"): 1.0}),
+    "other planes as in the foundation": Choice(constants={(losses, "OTHER_PLANES"): 0.05}),
     "second pass from any first mask": Choice(constants={(refining, "MIN_FIRST_IOU"): 0.0}),
     "no proposals": Choice(constants={(prompting, "PROPOSAL_SHARE"): 0.0}),
     "no proposals on background": Choice(constants={(prompting, "FALSE_SHARE"): 0.0}),
@@ -102,9 +103,19 @@ def _measure_task(source: Source, cache: Path, arguments: argparse.Namespace) ->
                     continue
                 task = task or Task.of(source, cache)
                 choice = CHOICES[name] if arguments.part == "choices" else Choice(name)
-                found = _tuned(task, choice, shots, seed, stops_early=arguments.part == "methods")
+                before = _before(task, shots, seed, _read(arguments.out))
+                found = {"before": before} | _tuned(task, choice, shots, seed, stops_early=arguments.part == "methods")
                 _write(arguments.out, key, found | {"set": arguments.task_set})
                 print(key, {k: round(found["after"][k] - found["before"][k], 1) for k in KINDS}, flush=True)
+
+
+def _before(task: Task, shots: int, seed: int, measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the base does, which is the same for all that is tried."""
+    for key, value in measured.items():
+        if key.split("|")[2:] == [task.name, str(shots), str(seed)]:
+            before: dict[str, float] = value["before"]
+            return before
+    return measure(base()[0], task.tests, task.tuning_views(shots, 1, seed))
 
 
 def _tuned(task: Task, choice: Choice, shots: int, seed: int, *, stops_early: bool) -> dict[str, Any]:
@@ -119,7 +130,6 @@ def _tuned(task: Task, choice: Choice, shots: int, seed: int, *, stops_early: bo
         result = tune(adapted, examples, segmenter, options)
         seconds = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     return {
-        "before": measure(base()[0], task.tests, references),
         "after": measure(adapted, task.tests, references),
         "best_step": result.best_step,
         **{name: round(value, 1) for name, value in seconds.items()},
@@ -137,19 +147,36 @@ def _patched(constants: Mapping[tuple[Any, str], Any]) -> Iterator[None]:
 def tables(found: Mapping[str, Any]) -> str:
     """Return the Markdown of all that was measured."""
     rows = [(*key.split("|"), value) for key, value in found.items()]
-    parts = []
+    parts: list[str] = []
     for part, task_set, title in (
         ("choices", "development", "Ways to train E-PEFT, five shots, all steps, development tasks"),
         ("methods", "development", "Methods as shipped, with early stopping, development tasks"),
         ("methods", "technical", "Methods as shipped, with early stopping, technical tasks (verification)"),
     ):
-        chosen = [row for row in rows if row[0] == part and row[-1]["set"] == task_set]
+        chosen = [row for row in rows if row[0] == part and row[-1].get("set") == task_set]
         for shots in sorted({row[3] for row in chosen}, key=int, reverse=True):
             of_shots = [row for row in chosen if row[3] == shots]
             parts.append(f"**{title}, {shots} shot{'s' if shots != '1' else ''}**\n\n{_table(of_shots)}")
             if part == "methods":
                 parts.append(_by_task([row for row in of_shots if row[1] == "e_peft"]))
+    trials = [row for row in rows if row[0] == "trials"]
+    if trials:
+        title = "On the way: gain of box / click / softmatch, five shots, all steps, seed 0"
+        parts.append(f"**{title}**\n\n{_trials(trials)}")
     return "\n\n".join(parts)
+
+
+def _trials(rows: Sequence[tuple[Any, ...]]) -> str:
+    """Return a row for each trial and a column for each task; what was not tried stays empty."""
+    tasks = sorted({row[2] for row in rows})
+    cells = {
+        (row[1], row[2]): " / ".join(f"{value:+.0f}" if abs(value) >= 0.5 else "0" for value in _gain(row[-1]))
+        for row in rows
+    }
+    lines = ["| | " + " | ".join(tasks) + " |", "|---|" + "--:|" * len(tasks)]
+    for label in sorted({row[1] for row in rows}):
+        lines.append(f"| {label} | " + " | ".join(cells.get((label, task), "") for task in tasks) + " |")
+    return "\n".join(lines)
 
 
 def _table(rows: Sequence[tuple[Any, ...]]) -> str:

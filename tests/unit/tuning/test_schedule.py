@@ -79,7 +79,7 @@ def test_each_part_of_an_ensemble_has_a_rate_of_its_own():
     options = TuningOptions.for_method("e_peft", 5)
     lora, ia3 = (options.rate_factor(f"{part}.layers.0.self_attn.q_proj.scale") for part in ("lora", "ia3"))
     assert ia3 > lora == 1
-    assert options.rate_factor("prompt_tokens.layers.0.self_attn.gate") == 10
+    assert options.rate_factor("prompt_tokens.layers.0.self_attn.gate") == 5
 
 
 def test_a_part_rate_of_zero_is_refused():

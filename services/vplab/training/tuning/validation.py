@@ -22,19 +22,24 @@ from vplab.training.tuning.prompting import (
 from vplab.training.tuning.refining import best_plane, refined_prompts
 from vplab.training.tuning.values import TuningExample, TuningMetrics, TuningPreview
 from vplab.vision.masks import upsample_logits
+from vplab.vision.pipeline.decoding import Candidate
+from vplab.vision.pipeline.grouping import group_by_overlap
+from vplab.vision.pipeline.segment import SIMILARITY_WEIGHT, SegmentOptions
 from vplab.vision.prompts import BOX_MAX, BOX_MIN, FOREGROUND, PADDING
 from vplab.vision.specs import SegmenterSpec
 
 MAX_PIECES = 3
 """Largest pieces of a class that are clicked and boxed, each by itself."""
-MAX_PROPOSALS = 6
-"""Proposals of a class on an image, spread over the list from best to worst."""
-MIN_RELATIVE_SCORE = 0.6
-"""As ``SegmentOptions`` of serving."""
+MAX_PROPOSALS = 10
+"""Proposals of a class on an image, spread over the list from best to worst; serving asks up to 40."""
+SIMILARITY_DOUBT = 1e-3
+"""As in serving, where it keeps the similarity map's odds finite."""
 CHUNK = 16
 MAX_PREVIEWS = 4
 
-_Answer = tuple[NDArray[np.float32], float]
+Logits = NDArray[np.float32]
+Similarity = NDArray[np.floating]
+_Answer = tuple[Logits, float]
 """Logits (h, w) and the predicted IoU."""
 
 
@@ -67,7 +72,7 @@ def validate(
             if not mine:
                 continue
             rejected += [a is None or a[1] < 0.5 for p, a in mine if p.is_false]
-            union = _union([a for _, a in mine if a is not None], example.proposals[class_id].similarity)
+            union = _union([p for p, _ in mine], [a for _, a in mine], example.proposals[class_id].similarity)
             if mask.any():
                 proposed[class_id].append(mask_iou(union > 0, on_grid(mask, segmenter)))
                 if len(previews) < MAX_PREVIEWS:
@@ -178,15 +183,23 @@ def _score(answer: _Answer, similarity: NDArray[np.floating]) -> float:
     return float(similarity[answer[0] > 0].mean()) * min(max(answer[1], 0.0), 1.0)
 
 
-def _union(answers: Sequence[_Answer], similarity: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Join the proposals' masks that serving would keep; the logits (h, w) of their union."""
-    union = np.full(similarity.shape, -1, np.float32)
-    scores = [_score(a, similarity.astype(np.float32)) for a in answers if (a[0] > 0).any()]
-    best = max(scores, default=0.0)
-    for (logits, _), score in zip([a for a in answers if (a[0] > 0).any()], scores, strict=True):
-        if score >= MIN_RELATIVE_SCORE * best:
-            union = np.maximum(union, logits)
-    return union
+def _union(prompts: Sequence[DrawnPrompt], answers: Sequence[_Answer | None], similarity: Similarity) -> Logits:
+    """Put the proposals' masks together as serving does; the logits (h, w) of their union."""
+    similarity = similarity.astype(np.float32)
+    candidates = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if answer is not None and (answer[0] > 0).any():
+            x, y = prompt.tokens.coords[0].tolist()
+            inside = float(similarity[answer[0] > 0].mean())
+            candidates.append(Candidate(*answer, inside, prompt.tokens, (x, y)))
+    groups = group_by_overlap(candidates)
+    best = max((group.members[0].score for group in groups), default=0.0)
+    least = SegmentOptions().min_relative_score * best
+    kept = [group.logits for group in groups if group.members[0].score >= least]
+    if not kept:
+        return np.full(similarity.shape, -1, np.float32)
+    odds = np.clip(similarity, SIMILARITY_DOUBT, 1 - SIMILARITY_DOUBT)
+    return np.asarray(np.max(kept, axis=0) + SIMILARITY_WEIGHT * np.log(odds / (1 - odds)), np.float32)
 
 
 def _mean(by_class: dict[int, list[float]]) -> float | None:

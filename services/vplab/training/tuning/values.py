@@ -73,7 +73,7 @@ class TuningExample:
 class TuningOptions:
     """How an adapter is trained. The defaults are those of E-PEFT; ``for_method`` has every method's."""
 
-    num_steps: int = 40
+    num_steps: int = 30
     """Most optimiser steps of a run; early stopping may choose fewer."""
     learning_rate: float = 1e-3
     part_rates: tuple[tuple[str, float], ...] = ()
@@ -88,7 +88,7 @@ class TuningOptions:
     """Embedded views of each image, the image itself among them."""
     num_folds: int = 2
     """Runs that leave images out to find the number of steps, from three images up; 0 always trains all steps."""
-    num_checks: int = 4
+    num_checks: int = 3
     """How often a run measures the validation IoU."""
     checkpoint_every: int = 10
     """Steps between checkpoints."""
