@@ -193,6 +193,18 @@ async def test_a_prompt_sets_matcher_is_trained_on_too(running: TrainingSite) ->
 
 
 @pytest.mark.slow
+async def test_a_warm_worker_has_exported_the_graph_that_its_first_job_needs(running: TrainingSite) -> None:
+    graphs = running.site.folder / "training" / "graphs"
+    await running.executor.warm_up(f"artifacts/{SEGMENTER}")
+    (exported,) = graphs.iterdir()
+    made = exported.stat().st_mtime_ns
+    request = TuningRequest("warm", scratches(size_hw=(90, 120)), options=TuningOptions(num_steps=1))
+    job = await running.ended((await running.client.training.create_tuning_job(request)).name)
+    assert (job.state, job.metrics["parity_passed"]) == ("succeeded", 1)
+    assert [(path.name, path.stat().st_mtime_ns) for path in graphs.iterdir()] == [(exported.name, made)]
+
+
+@pytest.mark.slow
 async def test_a_new_adapter_is_compared_with_the_one_that_is_served(running: TrainingSite) -> None:
     registry, training = running.client.registry, running.client.training
     request = TuningRequest(

@@ -34,6 +34,10 @@ class GraphTemplates:
         self._folder = folder
         self._kept: dict[str, bytes] = {}
 
+    def prepare(self, adapted: AdaptedDecoder) -> None:
+        """Make the template for adapters of this kind, unless it is there."""
+        self._template(adapted, adapted.merged().eval(), lambda: None)
+
     def graph(self, adapted: AdaptedDecoder, merged: nn.Module, on_export: Callable[[], None]) -> onnx.ModelProto:
         """Return the graph of ``merged``, which is ``adapted.merged()`` with weights changed or not, float32.
 

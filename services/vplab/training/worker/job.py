@@ -34,7 +34,8 @@ from vplab.training.tuning.values import (
     TuningProgress,
     TuningResult,
 )
-from vplab.training.values import Checkpoint, Claim, ModelRef, Preview, Progress, Stage, TuningPlan
+from vplab.training.values import Checkpoint, Claim, ModelRef, Preview, Progress, Stage, TuningMethod, TuningPlan
+from vplab.training.values import TuningOptions as ServedOptions
 from vplab.training.values import TuningResult as PublishedResult
 from vplab.training.worker.adapter_files import AdapterVersion, write_adapter
 from vplab.training.worker.decoder_weights import load_decoder
@@ -70,7 +71,7 @@ class TuningWorker:
         self._templates = GraphTemplates(settings.graph_dir or settings.cache_dir / "graphs")
 
     def warm_up(self, segmenter: str) -> None:
-        """Load a segmenter."""
+        """Load a segmenter and have the graph of the default method's adapters exported, both once for all jobs."""
         self._loop.run(self._warm_up(segmenter))
 
     def work_on(self, claim: Claim, link: Link) -> PublishedResult:
@@ -82,7 +83,8 @@ class TuningWorker:
         snapshot = await self._snapshots.fetch(model.name)
         spec = spec_from_json((snapshot.folder / "model.json").read_bytes())
         if isinstance(spec, SegmenterSpec):
-            self._base(ModelRef(model.name, model.digest), snapshot.folder, spec)
+            base = self._base(ModelRef(model.name, model.digest), snapshot.folder, spec)
+            self._templates.prepare(adapt(base, adapter_spec(TuningMethod.E_PEFT, ServedOptions())))
         self._snapshots.release(snapshot.digest)
 
     async def _work_on(self, claim: Claim, link: Link) -> PublishedResult:

@@ -39,7 +39,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Load torch and a segmenter, so that the first job finds them there."""
+    """Load torch and a segmenter and export the default adapter's graph, so that the first job finds them there."""
 
     segmenter: str
 

@@ -54,7 +54,7 @@ class Worker(Protocol):
     """Works on jobs; ``vplab.training.worker.job.TuningWorker``."""
 
     def warm_up(self, segmenter: str) -> None:
-        """Load what every job needs."""
+        """Load and make what every job needs."""
         ...
 
     def work_on(self, claim: Claim, link: Link) -> TuningResult:
