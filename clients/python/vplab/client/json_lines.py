@@ -6,7 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from vplab.errors import FailedPrecondition
+from vplab.client.file_locks import FileLock
+from vplab.errors import FailedPrecondition, Unimplemented
 
 
 class JsonLines:
@@ -16,17 +17,19 @@ class JsonLines:
         """Open or begin the file for appending; ``lines`` then holds what was there after the first.
 
         A last line that a kill cut short is dropped, one that is no JSON object is left out. Raises FailedPrecondition
-        if the file was begun with other settings: results of two settings must not be mixed. Raises OSError.
+        if the file was begun with other settings: results of two settings must not be mixed; and while another command
+        writes to it, where the platform can tell. Raises OSError.
         """
         self.path = path
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self._lock = _sole_writer(path)
         lines = _read(path)
         if lines and lines[0] != {"settings": self.settings}:
             changed = differences(lines[0].get("settings", {}), self.settings)
+            self._lock.release()
             message = f"{path.parent} holds results of another run ({changed}); choose another --out or add --restart"
             raise FailedPrecondition(message)
         self.lines = lines[1:]
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._file: TextIO = path.open("a", encoding="utf-8")
         if not lines:
             self.append({"settings": self.settings})
@@ -37,8 +40,9 @@ class JsonLines:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and let others write to it."""
         self._file.close()
+        self._lock.release()
 
     def __enter__(self) -> "JsonLines":
         """Return the file."""
@@ -55,6 +59,18 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Say for people which settings are not the same."""
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return ", ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in changed) or "unreadable journal"
+
+
+def _sole_writer(path: Path) -> FileLock:
+    lock = FileLock(path)
+    try:
+        is_free = lock.try_acquire(exclusive=True)
+    except Unimplemented:
+        return lock
+    if not is_free:
+        lock.release()
+        raise FailedPrecondition(f"another command is writing to {path.parent}: wait for it or choose another --out")
+    return lock
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
