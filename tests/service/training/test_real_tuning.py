@@ -91,7 +91,8 @@ def _check_events(events: list[object]) -> None:
     stages = [event.stage for event in events if isinstance(event, TuningJob) and event.state == "running"]
     assert list(dict.fromkeys(stages)) == ["fetch", "embed", "train", "export", "publish", "promote"]
     progress = [event for event in events if isinstance(event, TuningProgress)]
-    assert progress[-1].num_steps == progress[-1].step
+    # Where no step was better than none, the folds are all there is to tell of.
+    assert progress[-1].step <= progress[-1].num_steps
     assert any(report.validation_iou is not None for report in progress)
     previews = [event for event in events if isinstance(event, TuningPreview)]
     assert previews
