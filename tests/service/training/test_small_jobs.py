@@ -219,7 +219,8 @@ async def test_a_new_adapter_is_compared_with_the_one_that_is_served(running: Tr
     assert first.adapter is not None
     assert "validation_iou_promoted" not in first.metrics
     assert "the segmenter's without an adapter" in first.promotion
-    await registry.set_alias("artifacts/better/aliases/production", first.adapter.name)
+    if not first.promotion.startswith("moved"):
+        await registry.set_alias("artifacts/better/aliases/production", first.adapter.name)
 
     second = await running.ended((await training.create_tuning_job(request)).name)
     assert second.adapter is not None
@@ -229,9 +230,11 @@ async def test_a_new_adapter_is_compared_with_the_one_that_is_served(running: Tr
     )
     own, served = (second.metrics[f"validation_iou_{which}"] for which in ("after", "promoted"))
     assert version.manifest.metrics["validation_iou_promoted"] == served
-    # The image that the fold left out is one of those that the first adapter was tuned on.
-    assert second.metrics["validation_images_known_to_promoted"] == 1
-    assert f"is {own:.4f}, that of {first.adapter.name} {served:.4f}, which was tuned on 1 of" in second.promotion
+    # The images that folds left out are among those that the first adapter was tuned on.
+    known = second.metrics["validation_images_known_to_promoted"]
+    assert known >= 1
+    told = f"is {own:.4f}, that of {first.adapter.name} {served:.4f}, which was tuned on {known:g} of the validation"
+    assert told in second.promotion
     assert second.promotion.startswith("moved" if own >= served else "not promoted")
     named = (await registry.get_version("artifacts/better")).name
     assert named == (second.adapter.name if own >= served else first.adapter.name)
