@@ -4,7 +4,8 @@
 services, and tests it as serving uses it: a box, one click, and softmatch with the tuning images as references. A
 measurement that is in the file is not made again; killed at any moment, the same command goes on. ``--part choices``
 compares ways of training, ``methods`` the methods as they ship, ``--set technical`` verifies what ``development``
-chose. ``--readme`` writes the tables into the README of vplab.training.tuning, ``--tables-only`` measures nothing. ``trials`` in the file are of code that is no more.
+chose. ``--readme`` writes the tables into the README of vplab.training.tuning, ``--tables-only`` measures nothing.
+``trials`` in the file are of code that is no more.
 """
 
 import argparse
@@ -156,7 +157,8 @@ def tables(found: Mapping[str, Any]) -> str:
         chosen = [row for row in rows if row[0] == part and row[-1].get("set") == task_set]
         for shots in sorted({row[3] for row in chosen}, key=int, reverse=True):
             of_shots = [row for row in chosen if row[3] == shots]
-            parts.append(f"**{title}, {shots} shot{'s' if shots != '1' else ''}**\n\n{_table(of_shots)}")
+            shared = _shared(of_shots) if part == "methods" else of_shots
+            parts.append(f"**{title}, {shots} shot{'s' if shots != '1' else ''}**\n\n{_table(shared)}")
             if part == "methods":
                 parts.append(_by_task([row for row in of_shots if row[1] == "e_peft"]))
     trials = [row for row in rows if row[0] == "trials"]
@@ -177,6 +179,15 @@ def _trials(rows: Sequence[tuple[Any, ...]]) -> str:
     for label in sorted({row[1] for row in rows}):
         lines.append(f"| {label} | " + " | ".join(cells.get((label, task), "") for task in tasks) + " |")
     return "\n".join(lines)
+
+
+def _shared(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return what was measured of every method alike, since means over different tasks say nothing."""
+    by_method: dict[str, set[tuple[str, str]]] = {}
+    for row in rows:
+        by_method.setdefault(row[1], set()).add((row[2], row[4]))
+    shared = set.intersection(*by_method.values())
+    return [row for row in rows if (row[2], row[4]) in shared]
 
 
 def _table(rows: Sequence[tuple[Any, ...]]) -> str:

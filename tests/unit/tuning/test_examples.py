@@ -3,7 +3,7 @@ import pytest
 
 from fakes.tiny_tuning import SEGMENTER, SIDE, disc, discs, examples_of, view_of
 from vplab.errors import InvalidInput
-from vplab.training.tuning.examples import mask_in_frame, split_pieces
+from vplab.training.tuning.examples import mask_in_frame, pieces_in_frame
 from vplab.vision.preprocessing import FrameTransform
 
 
@@ -34,16 +34,23 @@ def test_padding_is_background():
     assert not frame[48:].any()
 
 
-def test_pieces_are_told_apart_and_hair_gaps_are_not():
-    mask = disc((15, 15), 8) | disc((48, 48), 8)
-    mask[15, 15] = False
-    pieces = split_pieces(mask, SEGMENTER)
+def test_pieces_that_touch_only_in_the_frame_are_told_apart():
+    mask = disc((200, 240), 90, (480, 640)) | disc((385, 240), 90, (480, 640))  # four pixels between them
+    transform = FrameTransform((480, 640), (48, 64), (64, 64))
+    frame = mask_in_frame(mask, transform)
+    pieces = pieces_in_frame(mask, frame, transform)
     assert set(np.unique(pieces)) == {0, 1, 2}
-    assert np.array_equal(pieces > 0, mask)
-    hair = np.zeros((SIDE, SIDE), bool)
-    hair[30, 5:60] = True
-    hair[30, 30] = False
-    assert split_pieces(hair, SEGMENTER).max() == 1
+    assert np.array_equal(pieces > 0, frame)
+    assert (pieces == 1).sum() == pytest.approx((pieces == 2).sum(), rel=0.1)
+
+
+def test_a_line_that_the_frame_thins_out_stays_one_piece():
+    mask = np.zeros((480, 640), bool)
+    mask[300, 50:600] = True
+    transform = FrameTransform((480, 640), (48, 64), (64, 64))
+    frame = mask_in_frame(mask, transform)
+    assert pieces_in_frame(mask, frame, transform).max() == 1
+    assert np.array_equal(pieces_in_frame(mask, frame, transform) > 0, frame)
 
 
 def test_an_image_is_never_its_own_reference():

@@ -19,6 +19,7 @@ from vplab.vision.specs import SegmenterSpec
 
 MAX_REFERENCES = 5
 """Other images that an image's proposals come from; the cost of a bank grows with the square of its images."""
+_MAX_GROWTH = 2
 
 
 def build_examples(
@@ -77,7 +78,7 @@ def _example(
         embedding=view.embedding,
         transform=view.transform,
         masks=masks,
-        segments={c: split_pieces(mask, segmenter) for c, mask in masks.items()},
+        segments={c: pieces_in_frame(view.masks.get(c, empty), mask, view.transform) for c, mask in masks.items()},
         proposals=proposals,
         early_features=view.early_features,
     )
@@ -102,12 +103,21 @@ def mask_in_frame(mask: NDArray[np.bool_], transform: FrameTransform) -> NDArray
     return frame
 
 
-def split_pieces(mask: NDArray[np.bool_], segmenter: SegmenterSpec) -> NDArray[np.uint16]:
-    """Return the ids of a mask's pieces, (S, S) from 1 on; gaps below a cell of the logit grid do not separate."""
-    cell = max(1, segmenter.input_size // segmenter.low_res_hw[0])
-    closed = cv2.dilate(mask.astype(np.uint8), np.ones((cell, cell), np.uint8))
-    _, labels = cv2.connectedComponents(closed, connectivity=8)
-    return np.where(mask, np.minimum(labels, np.iinfo(np.uint16).max), 0).astype(np.uint16)
+def pieces_in_frame(mask: NDArray[np.bool_], frame: NDArray[np.bool_], transform: FrameTransform) -> NDArray[np.uint16]:
+    """Return the ids of a mask's pieces in the input frame, (S, S) from 1 on.
+
+    mask: (H, W) bool, whose pieces they are, so that neighbours which touch only in the smaller frame stay apart, as
+    for the people who mark them. frame: (S, S) bool, the same mask there.
+    """
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    height, width = transform.input_hw
+    small = cv2.resize(labels.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
+    found = np.zeros(frame.shape, np.float32)
+    found[:height, :width] = small
+    for _ in range(_MAX_GROWTH):  # where the nearest pixel of the mask's size is background: the id beside it
+        found = np.where(found > 0, found, cv2.dilate(found, np.ones((3, 3), np.uint8)))
+    found[frame & (found == 0)] = 1
+    return np.where(frame, np.minimum(found, np.iinfo(np.uint16).max), 0).astype(np.uint16)
 
 
 def _class_proposals(
