@@ -24,6 +24,7 @@ MEAN_RGB = (127.5, 127.5, 127.5)
 STD_RGB = (127.5, 127.5, 127.5)
 """To -1..1; ``NanoEncoder`` undoes it for the colours."""
 RASTER = PromptRaster(box_inside=2.0, box_outside=-4.0, click_peak=4.0, click_sigma=2.0)
+# Deviation: masks of the nano segmenter are sharpened by colour and end where a lone box does; SAM's are the decoder's.
 COLOUR_EVIDENCE = ColourEvidence(weight=0.5, levels=32, smoothing=1.4, sure_logit=1.0, reach=0.25)
 FEATURE_STRIDES = (8, 16, 32)
 
