@@ -17,6 +17,8 @@ from vplab.training.values import (
     Claim,
     DatasetVersion,
     DraftDataset,
+    ExportDraft,
+    ExportPlan,
     ModelRef,
     Progress,
     Stage,
@@ -26,6 +28,7 @@ from vplab.training.values import (
 
 SEGMENTER = ModelRef("artifacts/fake-segmenter/versions/1", "5" * 64)
 ENCODER = ModelRef("artifacts/fake-encoder/versions/1", "7" * 64)
+PROMPT_SET = ModelRef("artifacts/fake-prompts/versions/1", "9" * 64)
 DATASET = ModelRef("artifacts/fake-data/versions/1", "d" * 64)
 NUM_STEPS = 6
 
@@ -125,12 +128,32 @@ class FakeModels:
 
 
 @dataclass
+class FakeBundles:
+    """One prompt set; ``before_end`` may wait or raise."""
+
+    before_end: Callable[[int], Awaitable[None]] = _at_once
+    made: list[str] = field(default_factory=list)
+    """The job of each try."""
+
+    async def plan(self, draft: ExportDraft) -> ExportPlan:
+        if draft.prompt_set != PROMPT_SET.name:
+            raise NotFound(f"prompt_set: {draft.prompt_set} does not exist", metadata={"name": draft.prompt_set})
+        return ExportPlan(draft.bundle_id, PROMPT_SET, SEGMENTER, ENCODER, ENCODER, None)
+
+    async def make(self, plan: ExportPlan, job_name: str) -> ModelRef:
+        self.made.append(job_name)
+        await self.before_end(len(self.made))
+        return ModelRef(f"artifacts/{plan.bundle_id}/versions/1", "f" * 64)
+
+
+@dataclass
 class Parts:
     """What a fake training service is made of."""
 
     executor: FakeExecutor = field(default_factory=FakeExecutor)
     datasets: FakeDatasets = field(default_factory=FakeDatasets)
     models: FakeModels = field(default_factory=FakeModels)
+    bundles: FakeBundles = field(default_factory=FakeBundles)
 
 
 def training_config(folder: Path, **changes: object) -> TrainingConfig:
@@ -156,7 +179,7 @@ async def fake_training(
     parts = parts or Parts()
     config = training_config(folder, **changes)
     async with (
-        open_training(config, parts.datasets, parts.models, parts.executor) as service,
+        open_training(config, parts.datasets, parts.models, parts.executor, parts.bundles) as service,
         running_server([service.registration], config, service="training", ready=service.ready) as server,
         AsyncClient(training=server.address, options=ClientOptions()) as client,
     ):

@@ -12,6 +12,7 @@ from vplab.client import AsyncClient, AsyncSnapshots, ClientOptions, SegmentClas
 from vplab.client.training.values import InlineDataset, TuningEvent, TuningJob, ValidatedImage
 from vplab.registry import builtin_models
 from vplab.runtime.server import running_server
+from vplab.training.backends.client_bundles import ClientBundles
 from vplab.training.backends.client_datasets import ClientDatasets
 from vplab.training.backends.client_models import ClientModels
 from vplab.training.backends.local_executor import LocalExecutor
@@ -87,9 +88,10 @@ async def training_beside(site: Site, **changes: object) -> AsyncIterator[Traini
         snapshots = AsyncSnapshots(upstream.registry, config.cache_dir / "models")
         limits = {"max_images": config.max_images, "max_inline_pixels": config.max_inline_pixels}
         datasets = ClientDatasets(upstream, snapshots, ImageLimits(), **limits, threads=2)
+        bundles = ClientBundles(upstream.registry, snapshots, config.cache_dir / "bundles", ImageLimits(), 1)
         try:
             async with (
-                open_training(config, datasets, ClientModels(upstream.registry), executor) as service,
+                open_training(config, datasets, ClientModels(upstream.registry), executor, bundles) as service,
                 running_server([service.registration], config, service="training", ready=service.ready) as server,
                 AsyncClient(training=server.address, **addresses, options=ClientOptions()) as client,
             ):

@@ -10,6 +10,7 @@ from vplab.runtime.process import run_service
 from vplab.runtime.server import serve
 from vplab.runtime.settings import SettingsError
 from vplab.training.backends.absent_executor import AbsentExecutor
+from vplab.training.backends.client_bundles import ClientBundles
 from vplab.training.backends.client_datasets import ClientDatasets
 from vplab.training.backends.client_models import ClientModels
 from vplab.training.backends.local_executor import LocalExecutor
@@ -37,17 +38,20 @@ async def start(config: TrainingConfig) -> None:
             raise SettingsError(error.message) from error
         executor = _executor(config, client)
         snapshots = AsyncSnapshots(registry, config.cache_dir / "models")
+        limits = ImageLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+        bundles = ClientBundles(registry, snapshots, config.cache_dir / "bundles", limits, config.worker_threads)
         datasets = ClientDatasets(
             client,
             snapshots,
-            ImageLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
+            limits,
             max_images=config.max_images,
             max_inline_pixels=config.max_inline_pixels,
             threads=config.worker_threads,
         )
         warm_up = (lambda: executor.warm_up(config.default_segmenter)) if config.warm_start else None
         try:
-            async with open_training(config, datasets, ClientModels(registry), executor, warm_up) as service:
+            models = ClientModels(registry)
+            async with open_training(config, datasets, models, executor, bundles, warm_up) as service:
                 await serve([service.registration], config, service="training", ready=service.ready)
         finally:
             await executor.close()

@@ -14,12 +14,14 @@ from vplab.runtime.background import Background
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import instance
 from vplab.runtime.settings import SettingsError
+from vplab.training.backends.sql_exports import SqlExports
 from vplab.training.backends.sql_jobs import SqlJobs
 from vplab.training.config import TrainingConfig
+from vplab.training.core.exports import Exporter, ExportJobs
 from vplab.training.core.trainer import Trainer
 from vplab.training.core.tuning_jobs import TuningJobs
 from vplab.training.core.wake_up import WakeUp
-from vplab.training.ports import DatasetSource, Executor, ModelSource
+from vplab.training.ports import BundleMaker, DatasetSource, Executor, ModelSource
 from vplab.training.servicer import TrainingServicer
 
 SERVICE_NAME = "vplab.api.training.v1.TrainingService"
@@ -34,7 +36,7 @@ class TrainingService:
 
     registration: Registration
     _store: SqlJobs
-    _trainers: tuple[Trainer, ...]
+    _trainers: tuple[Trainer | Exporter, ...]
     _background: Background
     _warm_up: Callable[[], Coroutine[Any, Any, None]] | None
 
@@ -64,6 +66,7 @@ async def open_training(
     datasets: DatasetSource,
     models: ModelSource,
     executor: Executor,
+    bundles: BundleMaker,
     warm_up: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> AsyncIterator[TrainingService]:
     """Open the job queue; work on it once ``ready`` was awaited, and stop at the end.
@@ -107,11 +110,22 @@ async def open_training(
             )
             for slot in range(executor.num_slots)
         )
+        exports, ordered = SqlExports(store), WakeUp()
+        exporter = Exporter(
+            exports,
+            bundles,
+            ordered,
+            owner=f"{instance()}/exporter",
+            lease_s=config.lease_s,
+            poll_s=config.poll_s,
+            max_claims=config.max_claims,
+        )
         background = Background()
         stack.push_async_callback(background.close)
-        servicer = TrainingServicer(jobs)
+        servicer = TrainingServicer(jobs, ExportJobs(exports, bundles, ordered))
 
         def add(server: Any) -> None:
             pb_grpc.add_TrainingServiceServicer_to_server(servicer, server)
 
-        yield TrainingService(Registration(SERVICE_NAME, add), store, trainers, background, warm_up)
+        workers: tuple[Trainer | Exporter, ...] = (*trainers, exporter) if config.trains else trainers
+        yield TrainingService(Registration(SERVICE_NAME, add), store, workers, background, warm_up)

@@ -18,6 +18,8 @@ from vplab.training.values import (
     DraftImage,
     DraftMask,
     EncodedImage,
+    ExportDraft,
+    ExportJob,
     FrameImage,
     Job,
     JobEvent,
@@ -95,6 +97,40 @@ def job(value: Job) -> pb.TuningJob:
     )
     if value.adapter is not None:
         message.adapter.CopyFrom(_model(value.adapter))
+    if value.end_time is not None:
+        message.end_time.CopyFrom(_timestamp(value.end_time))
+    return message
+
+
+def export_draft(request: pb.CreateExportJobRequest) -> ExportDraft:
+    """Return what a request asks for. Raises InvalidInput."""
+    bundle_id = parse_artifact_id(request.bundle_id, field="bundle_id")
+    parse_version_or_alias(request.prompt_set, field="prompt_set")
+    adapter = str(parse_version_or_alias(request.adapter, field="adapter")) if request.adapter else ""
+    return ExportDraft(
+        bundle_id=bundle_id,
+        prompt_set=request.prompt_set,
+        adapter=adapter,
+        request_id=str(parse_request_id(request.request_id, required=True)),
+        fingerprint=hashlib.sha256(b"export:" + request.SerializeToString(deterministic=True)).hexdigest(),
+    )
+
+
+def export_job_id(name: str) -> str:
+    """Return the id of an export job's name. Raises InvalidInput."""
+    return parse_job_name(name, collection=COLLECTIONS[JobKind.EXPORT], field="name")
+
+
+def export_job(value: ExportJob) -> pb.ExportJob:
+    """Return an export."""
+    message = pb.ExportJob(
+        name=value.name,
+        state=_STATES[value.state],
+        message=value.message,
+        create_time=_timestamp(value.create_time),
+    )
+    if value.bundle is not None:
+        message.bundle.CopyFrom(_model(value.bundle))
     if value.end_time is not None:
         message.end_time.CopyFrom(_timestamp(value.end_time))
     return message

@@ -8,6 +8,10 @@ from vplab.training.values import (
     Claim,
     DatasetVersion,
     DraftDataset,
+    ExportClaim,
+    ExportDraft,
+    ExportJob,
+    ExportPlan,
     Job,
     JobEvent,
     JobState,
@@ -186,5 +190,56 @@ class ModelSource(Protocol):
 
         With ``plan.promote_only_if_better`` only from the version that the new one was compared with, or from none.
         Returns what became of it, in words; it begins with "moved" where it moved. Raises Unavailable.
+        """
+        ...
+
+
+class ExportStore(Protocol):
+    """The exports' part of the queue; leases and errors as in JobStore."""
+
+    async def find_request(self, request_id: str, fingerprint: str) -> ExportJob | None:
+        """Return the export that has this request_id. Raises AlreadyExists (REQUEST_ID_REUSED)."""
+        ...
+
+    async def create(self, draft: ExportDraft, plan: ExportPlan) -> ExportJob:
+        """Queue an export, or return the one that has this request_id. Raises AlreadyExists (REQUEST_ID_REUSED)."""
+        ...
+
+    async def get(self, job_id: str) -> ExportJob:
+        """Return an export. Raises NoSuchJob."""
+        ...
+
+    async def claim(self, owner: str, lease_s: float) -> ExportClaim | None:
+        """Take the oldest export that waits, or whose lease expired; None if there is none."""
+        ...
+
+    async def renew(self, lease: Lease, lease_s: float) -> None:
+        """Let a lease last ``lease_s`` seconds from now. Raises LeaseLost."""
+        ...
+
+    async def put_back(self, lease: Lease, delay_s: float, message: str) -> None:
+        """Let the export wait for another try, after a delay. Raises LeaseLost."""
+        ...
+
+    async def finish(self, lease: Lease, state: JobState, bundle: ModelRef | None, message: str) -> ExportJob:
+        """End an export. Raises LeaseLost."""
+        ...
+
+
+class BundleMaker(Protocol):
+    """Line bundles in the registry."""
+
+    async def plan(self, draft: ExportDraft) -> ExportPlan:
+        """Resolve the names of a request.
+
+        Raises NotFound with the field in its message and metadata, AdapterBaseMismatch, Unavailable, and
+        FailedPrecondition where a version is not what it was named for or ``bundle_id`` holds something else.
+        """
+        ...
+
+    async def make(self, plan: ExportPlan, job_name: str) -> ModelRef:
+        """Make and publish a bundle; what an earlier try of the job published is found and returned.
+
+        Raises kinds of ``vplab.errors``: Unavailable, DeadlineExceeded and ResourceExhausted are worth another try.
         """
         ...

@@ -7,18 +7,16 @@ from typing import Any
 from vplab.api.training.v1 import training_service_pb2 as pb
 from vplab.api.training.v1 import training_service_pb2_grpc as pb_grpc
 from vplab.training import convert
+from vplab.training.core.exports import ExportJobs
 from vplab.training.core.tuning_jobs import TuningJobs
 
 
 class TrainingServicer(pb_grpc.TrainingServiceServicer):
-    """Speaks the contract; decides nothing.
+    """Speaks the contract; decides nothing."""
 
-    CreateExportJob and GetExportJob are left to the generated base, which answers UNIMPLEMENTED: there is no line
-    bundle yet. Their jobs will be of kind EXPORT in the same queue.
-    """
-
-    def __init__(self, jobs: TuningJobs) -> None:
+    def __init__(self, jobs: TuningJobs, exports: ExportJobs) -> None:
         self._jobs = jobs
+        self._exports = exports
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
         job = await self._jobs.create(convert.draft(request))
@@ -45,3 +43,11 @@ class TrainingServicer(pb_grpc.TrainingServiceServicer):
         async with aclosing(self._jobs.watch(job_id, after)) as events:
             async for event in events:
                 yield convert.event(event)
+
+    async def CreateExportJob(self, request: pb.CreateExportJobRequest, context: Any) -> pb.CreateExportJobResponse:
+        job = await self._exports.create(convert.export_draft(request))
+        return pb.CreateExportJobResponse(job=convert.export_job(job))
+
+    async def GetExportJob(self, request: pb.GetExportJobRequest, context: Any) -> pb.GetExportJobResponse:
+        job = await self._exports.get(convert.export_job_id(request.name))
+        return pb.GetExportJobResponse(job=convert.export_job(job))

@@ -289,3 +289,69 @@ class TuningDraft:
     promote_only_if_better: bool
     request_id: str
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class ExportDraft:
+    """A request for a line bundle, checked as far as it can be without asking anybody."""
+
+    bundle_id: str
+    prompt_set: str
+    """Version, alias or artifact name."""
+    adapter: str
+    """Version or alias name; empty exports the segmenter as it is."""
+    request_id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """A line bundle with every name resolved: equal plans give equal files."""
+
+    bundle_id: str
+    prompt_set: ModelRef
+    segmenter: ModelRef
+    image_encoder: ModelRef
+    feature_encoder: ModelRef
+    adapter: ModelRef | None
+
+    @property
+    def lineage(self) -> Mapping[str, ModelRef]:
+        """What the bundle is made from, by relation."""
+        made_from = {
+            "prompt_set": self.prompt_set,
+            "segmenter": self.segmenter,
+            "image_encoder": self.image_encoder,
+            "feature_encoder": self.feature_encoder,
+        }
+        return made_from if self.adapter is None else made_from | {"adapter": self.adapter}
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """The making of one bundle, as it is now."""
+
+    job_id: str
+    state: JobState
+    plan: ExportPlan
+    bundle: ModelRef | None
+    """None until the job succeeded."""
+    message: str
+    """Why it failed, or waits for another try; empty otherwise."""
+    create_time: datetime
+    end_time: datetime | None
+
+    @property
+    def name(self) -> str:
+        """The contract's name."""
+        return f"{COLLECTIONS[JobKind.EXPORT]}/{self.job_id}"
+
+
+@dataclass(frozen=True)
+class ExportClaim:
+    """An export that was taken from the queue."""
+
+    lease: Lease
+    job: ExportJob
+    num_claims: int
+    """How often it was taken, this time included."""

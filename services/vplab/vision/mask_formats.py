@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from vplab.errors import InvalidInput
 
@@ -104,6 +103,8 @@ def mask_to_png(mask: NDArray[np.bool_], *, bits: int = 8) -> bytes:
     """Return a grey PNG: background 0, foreground white; 1 or 8 bits a pixel."""
     if bits not in (1, 8):
         raise InvalidInput(f"a mask PNG has 1 or 8 bits, not {bits}", field="bits")
+    from PIL import Image  # here, because line bundles carry this module and have no Pillow
+
     image = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
     file = io.BytesIO()
     (image.convert("1", dither=Image.Dither.NONE) if bits == 1 else image).save(file, "PNG")
@@ -115,6 +116,8 @@ def png_to_mask(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> NDArray[np.boo
 
     Alpha is ignored. Raises InvalidInput for what is no PNG, is damaged, or exceeds ``max_pixels``.
     """
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.width * image.height > max_pixels:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from vplab.vision.images import ImageRGB
+from vplab.vision.resizing import resize_rgb
 from vplab.vision.specs import Preprocessing
-
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,9 @@ def preprocess(image_rgb: ImageRGB, preprocessing: Preprocessing) -> Preprocesse
     """
     transform = frame_transform((image_rgb.shape[0], image_rgb.shape[1]), preprocessing)
     height, width = transform.input_hw
-    resized = Image.fromarray(image_rgb).resize((width, height), _FILTERS[preprocessing.interpolation])
+    resized = resize_rgb(image_rgb, (height, width), preprocessing.interpolation)
     mean, std = (np.array(v, dtype=np.float32) for v in (preprocessing.mean_rgb, preprocessing.std_rgb))
     tensor = np.zeros((3, *transform.padded_hw), dtype=np.float32)
-    normalised = (np.asarray(resized).astype(np.float32) - mean) / std
+    normalised = (resized.astype(np.float32) - mean) / std
     tensor[:, :height, :width] = normalised.transpose(2, 0, 1)
     return Preprocessed(tensor, transform)

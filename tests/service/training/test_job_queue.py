@@ -30,6 +30,7 @@ from vplab.training.values import (
     Job,
     JobKind,
     JobState,
+    Lease,
     NewJob,
     Preview,
     Progress,
@@ -269,11 +270,14 @@ async def test_a_trainer_that_stalls_past_its_lease_does_not_finish_what_another
     job_id = (await store.create(new_job())).job_id
     suspended = trainer(store, first, owner="suspended", lease_s=0.5)
 
-    async def never(self: Trainer, lease: object) -> None:
-        if self.owner == "suspended":
-            await asyncio.Event().wait()
+    renew = SqlJobs.renew
 
-    monkeypatch.setattr(Trainer, "_renew", never)
+    async def never(self: SqlJobs, lease: Lease, lease_s: float) -> None:
+        if lease.owner == "suspended":
+            await asyncio.Event().wait()
+        await renew(self, lease, lease_s)
+
+    monkeypatch.setattr(SqlJobs, "renew", never)
     tasks = [asyncio.create_task(suspended.run())]
     async with asyncio.timeout(120):
         await stalled.wait()

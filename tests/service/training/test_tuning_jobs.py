@@ -19,7 +19,7 @@ from vplab.client.training.values import (
     TuningRequest,
     ValidatedImage,
 )
-from vplab.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound, OutOfRange, Unimplemented
+from vplab.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound, OutOfRange
 from vplab.training.values import ModelRef
 
 SERVED = ModelRef("artifacts/scratch-adapter/versions/7", "b" * 64)
@@ -267,13 +267,6 @@ async def test_unknown_jobs_are_not_found(tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             async for _ in client.training.watch_tuning_job("tuningJobs/none"):
                 pass
-
-
-async def test_bundles_are_said_to_be_missing(tmp_path: Path) -> None:
-    async with fake_training(tmp_path) as (client, _):
-        with pytest.raises(Unimplemented) as refused:
-            await client.training.create_export_job("line-a", "artifacts/prompts")
-        assert refused.value.reason == "NOT_IMPLEMENTED"
 
 
 def _image(name: str) -> ValidatedImage:

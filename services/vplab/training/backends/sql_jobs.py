@@ -65,7 +65,7 @@ class SqlJobs:
         self._engine = open_engine(url, connections=_THREADS)
         self._writer = self._engine.execution_options(vplab_writes=True)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="training-jobs")
-        self._keep_jobs = keep_jobs
+        self.keep_jobs = keep_jobs
 
     async def open(self) -> None:
         """Bring the schema up to date. Raises FailedPrecondition if it is of a newer release, Unavailable."""
@@ -78,15 +78,15 @@ class SqlJobs:
 
     async def find_request(self, request_id: str, fingerprint: str) -> Job | None:
         """Look for a request's job."""
-        return await self._read(lambda connection: _requested(connection, request_id, fingerprint))
+        return await self.read(lambda connection: _requested(connection, request_id, fingerprint))
 
     async def create(self, job: NewJob) -> Job:
         """Store a job with its first event."""
-        return await self._write(lambda connection: _create(connection, job, self._keep_jobs))
+        return await self.write(lambda connection: _create(connection, job, self.keep_jobs))
 
     async def get(self, job_id: str) -> Job:
         """Return a job."""
-        return await self._read(lambda connection: _job(_row(connection, job_id)))
+        return await self.read(lambda connection: _job(_row(connection, job_id)))
 
     async def list_page(self, page_size: int, before: int | None) -> tuple[Sequence[Job], int | None]:
         """Return a page; where the next one starts is the number of this one's last job."""
@@ -99,7 +99,7 @@ class SqlJobs:
             page = rows[:page_size]
             return [_job(row) for row in page], page[-1].number if len(rows) > page_size else None
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def events(self, job_id: str, after: int, limit: int) -> Sequence[JobEvent]:
         """Return the next events."""
@@ -112,7 +112,7 @@ class SqlJobs:
             rows = connection.execute(query.order_by(events.c.sequence).limit(limit)).all()
             return [JobEvent(r.sequence, JobState(r.state), event_from_json(r.event)) for r in rows]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def cancel(self, job_id: str) -> Job:
         """End a job that may still be ended."""
@@ -123,55 +123,55 @@ class SqlJobs:
                 return _end(connection, row, JobState.CANCELLED, row.result, "")
             return _job(row)
 
-        return await self._write(end)
+        return await self.write(end)
 
     async def claim(self, owner: str, lease_s: float) -> Claim | None:
         """Take the next job under a new fencing token."""
-        return await self._write(lambda connection: _claim(connection, owner, lease_s))
+        return await self.write(lambda connection: _claim(connection, owner, lease_s))
 
     async def renew(self, lease: Lease, lease_s: float) -> None:
         """Move the end of a lease."""
 
         def move(connection: sa.Connection) -> None:
-            row = _leased(connection, lease)
-            _update(connection, row, due_time=_now(connection) + _micros(lease_s))
+            row = leased_row(connection, lease)
+            update_row(connection, row, due_time=now_micros(connection) + to_micros(lease_s))
 
-        await self._write(move)
+        await self.write(move)
 
     async def record(self, lease: Lease, reports: Sequence[Report]) -> None:
         """Append events, all or none."""
-        await self._write(lambda connection: _record(connection, _leased(connection, lease), reports))
+        await self.write(lambda connection: _record(connection, leased_row(connection, lease), reports))
 
     async def save_checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint; getting further is what a claim is judged by."""
         digest = hashlib.sha256(checkpoint.data).hexdigest()
 
         def save(connection: sa.Connection) -> None:
-            row = _leased(connection, lease)
+            row = leased_row(connection, lease)
             values = {"step": checkpoint.step, "sha256": digest, "data": checkpoint.data}
             is_it = checkpoints.c.job == row.number
             if connection.execute(sa.update(checkpoints).where(is_it).values(values)).rowcount == 0:
                 connection.execute(sa.insert(checkpoints).values(job=row.number, **values))
-            _update(connection, row, num_claims=0)
+            update_row(connection, row, num_claims=0)
 
-        await self._write(save)
+        await self.write(save)
 
     async def commit(self, lease: Lease) -> None:
         """Pass the point of no return."""
-        await self._write(lambda c: _update(c, _leased(c, lease), committed=True, num_claims=0))
+        await self.write(lambda c: update_row(c, leased_row(c, lease), committed=True, num_claims=0))
 
     async def put_back(self, lease: Lease, delay_s: float, message: str, *, counts: bool) -> None:
         """Queue a job again."""
 
         def release(connection: sa.Connection) -> None:
-            row = _leased(connection, lease)
-            due_time = _now(connection) + _micros(delay_s)
+            row = leased_row(connection, lease)
+            due_time = now_micros(connection) + to_micros(delay_s)
             num_claims = row.num_claims if counts else max(0, row.num_claims - 1)
             waiting = {"state": JobState.QUEUED, "stage": Stage.QUEUE, "due_time": due_time}
-            _update(connection, row, **waiting, num_claims=num_claims, message=message)
+            update_row(connection, row, **waiting, num_claims=num_claims, message=message)
             _append_job(connection, lease.job_id)
 
-        await self._write(release)
+        await self.write(release)
 
     async def finish(
         self,
@@ -184,12 +184,14 @@ class SqlJobs:
     ) -> Job:
         """End a job that is still this trainer's."""
         text = None if result is None else _result_to_json(result, promotion)
-        return await self._write(lambda c: _end(c, _leased(c, lease), state, text, message))
+        return await self.write(lambda c: _end(c, leased_row(c, lease), state, text, message))
 
-    async def _read(self, work: Callable[[sa.Connection], Value]) -> Value:
+    async def read(self, work: Callable[[sa.Connection], Value]) -> Value:
+        """Run a transaction that changes nothing; the exports' part of the queue uses it too."""
         return await self._in_thread(lambda: self._attempt(self._engine, work))
 
-    async def _write(self, work: Callable[[sa.Connection], Value]) -> Value:
+    async def write(self, work: Callable[[sa.Connection], Value]) -> Value:
+        """Run a transaction, again where it collided with another one."""
         return await self._in_thread(lambda: self._attempt(self._writer, work))
 
     def _attempt(self, engine: sa.Engine, work: Callable[[sa.Connection], Value]) -> Value:
@@ -238,14 +240,20 @@ def _create(connection: sa.Connection, job: NewJob, keep_jobs: int) -> Job:
     found = _requested(connection, job.request_id, job.fingerprint)
     if found is not None:
         return found
-    _forget_old_jobs(connection, keep_jobs)
-    now, job_id = _now(connection), uuid.uuid4().hex
+    forget_old_jobs(connection, keep_jobs)
+    job_id = insert_job(connection, job.kind, job.request_id, job.fingerprint, plan_to_json(job.plan))
+    return _append_job(connection, job_id)
+
+
+def insert_job(connection: sa.Connection, kind: JobKind, request_id: str, fingerprint: str, plan: str) -> str:
+    """Queue a job of any kind and return its id."""
+    now, job_id = now_micros(connection), uuid.uuid4().hex
     values = {
         "job_id": job_id,
-        "kind": job.kind,
-        "request_id": job.request_id,
-        "fingerprint": job.fingerprint,
-        "plan": plan_to_json(job.plan),
+        "kind": kind,
+        "request_id": request_id,
+        "fingerprint": fingerprint,
+        "plan": plan,
         "state": JobState.QUEUED,
         "stage": Stage.QUEUE,
         "committed": False,
@@ -258,20 +266,26 @@ def _create(connection: sa.Connection, job: NewJob, keep_jobs: int) -> Job:
         "last_event": 0,
     }
     connection.execute(sa.insert(jobs).values(values))
-    return _append_job(connection, job_id)
+    return job_id
 
 
 def _requested(connection: sa.Connection, request_id: str, fingerprint: str) -> Job | None:
+    row = requested_row(connection, request_id, fingerprint)
+    return None if row is None else _job(row)
+
+
+def requested_row(connection: sa.Connection, request_id: str, fingerprint: str) -> Any:
+    """Return the row of the job of any kind that has this request_id, or None. Raises AlreadyExists."""
     row = connection.execute(sa.select(jobs).where(jobs.c.request_id == request_id)).first()
     if row is None:
         return None
     if row.fingerprint != fingerprint:
         message = "the request_id was used for a different request"
         raise AlreadyExists(message, reason="REQUEST_ID_REUSED", metadata={"request_id": request_id})
-    return _job(row)
+    return row
 
 
-def _forget_old_jobs(connection: sa.Connection, keep_jobs: int) -> None:
+def forget_old_jobs(connection: sa.Connection, keep_jobs: int) -> None:
     ended = sa.select(jobs.c.number).where(jobs.c.state.in_(TERMINAL_STATES)).order_by(jobs.c.number.desc())
     oldest_kept = connection.execute(ended.offset(keep_jobs - 1).limit(1)).scalar()
     if oldest_kept is not None:
@@ -279,22 +293,23 @@ def _forget_old_jobs(connection: sa.Connection, keep_jobs: int) -> None:
 
 
 def _claim(connection: sa.Connection, owner: str, lease_s: float) -> Claim | None:
-    now = _now(connection)
+    now = now_micros(connection)
     waits = jobs.c.state.in_((JobState.QUEUED, JobState.RUNNING)) & (jobs.c.due_time <= now)
+    waits &= jobs.c.kind == JobKind.TUNING
     # A row that another replica is just taking is passed over, not waited for.
     query = sa.select(jobs).where(waits).order_by(jobs.c.number).limit(1).with_for_update(skip_locked=True)
     row = connection.execute(query).first()
     if row is None:
         return None
     message = f"taken over from {row.owner}, which was heard of no more" if row.state == JobState.RUNNING else ""
-    _update(
+    update_row(
         connection,
         row,
         state=JobState.RUNNING,
         stage=Stage.FETCH,
         owner=owner,
         token=row.token + 1,
-        due_time=now + _micros(lease_s),
+        due_time=now + to_micros(lease_s),
         num_claims=row.num_claims + 1,
         start_time=now if row.start_time is None else row.start_time,
         message=message,
@@ -330,7 +345,7 @@ def _record(connection: sa.Connection, row: Any, reports: Sequence[Report]) -> N
 
 
 def _end(connection: sa.Connection, row: Any, state: JobState, result: str | None, message: str) -> Job:
-    _update(connection, row, state=state, result=result, message=message, end_time=_now(connection))
+    update_row(connection, row, state=state, result=result, message=message, end_time=now_micros(connection))
     connection.execute(sa.delete(checkpoints).where(checkpoints.c.job == row.number))
     return _append_job(connection, row.job_id)
 
@@ -352,7 +367,7 @@ def _append(connection: sa.Connection, row: Any, event: Progress | Preview | Job
     connection.execute(sa.insert(events).values(values))
 
 
-def _leased(connection: sa.Connection, lease: Lease) -> Any:
+def leased_row(connection: sa.Connection, lease: Lease) -> Any:
     """Return the job's row, locked, if the lease is its current one. Raises LeaseLost."""
     row = connection.execute(sa.select(jobs).where(jobs.c.job_id == lease.job_id).with_for_update()).first()
     if row is None or row.token != lease.token or row.state != JobState.RUNNING:
@@ -361,18 +376,18 @@ def _leased(connection: sa.Connection, lease: Lease) -> Any:
 
 
 def _row(connection: sa.Connection, job_id: str, *, lock: bool = False) -> Any:
-    query = sa.select(jobs).where(jobs.c.job_id == job_id)
+    query = sa.select(jobs).where(jobs.c.job_id == job_id, jobs.c.kind == JobKind.TUNING)
     row = connection.execute(query.with_for_update() if lock else query).first()
     if row is None:
         raise NoSuchJob(f"tuningJobs/{job_id}")
     return row
 
 
-def _update(connection: sa.Connection, row: Any, **values: Any) -> None:
+def update_row(connection: sa.Connection, row: Any, **values: Any) -> None:
     connection.execute(sa.update(jobs).where(jobs.c.number == row.number).values(values))
 
 
-def _now(connection: sa.Connection) -> int:
+def now_micros(connection: sa.Connection) -> int:
     """Return the database's time; SQLite's is this machine's."""
     if connection.dialect.name == "sqlite":
         return time.time_ns() // 1000
@@ -380,11 +395,11 @@ def _now(connection: sa.Connection) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def _micros(seconds: float) -> int:
+def to_micros(seconds: float) -> int:
     return round(seconds * 1e6)
 
 
-def _time(micros: int) -> datetime:
+def to_time(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
@@ -405,6 +420,6 @@ def _job(row: Any) -> Job:
         metrics=result.get("metrics", {}),
         message=row.message,
         promotion=result.get("promotion", ""),
-        create_time=_time(row.create_time),
-        end_time=None if row.end_time is None else _time(row.end_time),
+        create_time=to_time(row.create_time),
+        end_time=None if row.end_time is None else to_time(row.end_time),
     )

@@ -9,12 +9,13 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 
 from vplab.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable, VPLabError
 from vplab.training import metrics
+from vplab.training.core.leasing import RETRY_S, patiently, while_leased
 from vplab.training.core.wake_up import WakeUp
 from vplab.training.errors import LeaseLost, WorkerDied
 from vplab.training.ports import Executor, JobStore, ModelSource
@@ -30,11 +31,6 @@ from vplab.training.values import (
     TuningResult,
 )
 
-Value = TypeVar("Value")
-
-_RENEWALS: Final = 3
-"""Of a lease in its time: two may be late."""
-_RETRY_S: Final = (0.2, 15.0)
 _AWAY_S: Final = 2.0
 _WORTH_ANOTHER_TRY: Final = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
 _BEFORE, _AFTER, _PROMOTED = "validation_iou_before", "validation_iou_after", "validation_iou_promoted"
@@ -63,7 +59,7 @@ class Trainer:
         """Work on jobs, oldest first, for ever."""
         while True:
             changed = self.wake_up.changed
-            claim = await self._patiently(lambda: self.store.claim(self.owner, self.lease_s))
+            claim = await patiently(lambda: self.store.claim(self.owner, self.lease_s))
             if claim is not None:
                 await self._work_on(claim)
                 continue
@@ -93,7 +89,9 @@ class Trainer:
             await self._finish(claim.lease, JobState.FAILED, message=message)
             return
         try:
-            result, promotion = await self._while_leased(claim, self._tune(claim))
+            result, promotion = await while_leased(
+                self.store, claim.lease, self.lease_s, self.cancelled, self._tune(claim)
+            )
         except _WORTH_ANOTHER_TRY as error:
             await self._put_back(claim, error)
         except LeaseLost:
@@ -129,48 +127,17 @@ class Trainer:
         if not plan.promote_alias or why_not:
             return why_not
         promote = self.models.promote
-        told = await self._patiently(lambda: promote(plan, result.adapter.name, claim.job.name, result.compared))
+        told = await patiently(lambda: promote(plan, result.adapter.name, claim.job.name, result.compared))
         return f"{told}: {_compared(result)}" if plan.promote_only_if_better and told.startswith("moved") else told
-
-    async def _while_leased(self, claim: Claim, work: Awaitable[Value]) -> Value:
-        """Do the work and renew the lease meanwhile; without a lease the work is cancelled. Raises LeaseLost."""
-        working = asyncio.ensure_future(work)
-        renewing = asyncio.create_task(self._renew(claim.lease))
-        try:
-            await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                renewing.result()
-            return await working
-        finally:
-            for task in (renewing, working):
-                task.cancel()
-            await asyncio.gather(renewing, working, return_exceptions=True)
-
-    async def _renew(self, lease: Lease) -> None:
-        """Renew a lease until it is lost, or could not be renewed in its time."""
-        expires = time.monotonic() + self.lease_s
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.lease_s / _RENEWALS):
-                    await self.cancelled.changed.wait()
-            asked = time.monotonic()
-            try:
-                await self.store.renew(lease, self.lease_s)
-                expires = asked + self.lease_s
-            except Unavailable as error:
-                _log.warning("lease_not_renewed", job=lease.job_id, error=error.message)
-                if time.monotonic() > expires:
-                    raise LeaseLost(lease.job_id) from error
-                await asyncio.sleep(min(_RETRY_S[0], self.lease_s / 10))
 
     async def _put_back(self, claim: Claim, error: VPLabError) -> None:
         """Queue the job again: after a dead worker ever later, after a service that is away once it may be back."""
         died = isinstance(error, WorkerDied)
-        delay_s = min(_RETRY_S[0] * 2 ** (claim.num_claims - 1), _RETRY_S[1]) if died else _AWAY_S
+        delay_s = min(RETRY_S[0] * 2 ** (claim.num_claims - 1), RETRY_S[1]) if died else _AWAY_S
         _log.warning("job_put_back", job=claim.job.name, error=error.message, delay_s=delay_s)
         metrics.PUT_BACK.labels("worker_died" if died else "dependency").inc()
         message = f"waits: {error.message}"
-        await self._patiently(lambda: self.store.put_back(claim.lease, delay_s, message, counts=died))
+        await patiently(lambda: self.store.put_back(claim.lease, delay_s, message, counts=died))
 
     async def _finish(
         self,
@@ -183,7 +150,7 @@ class Trainer:
     ) -> None:
         """End the job; a database that is away is waited for, which a lease that runs out meanwhile does not harm."""
         finish = self.store.finish
-        job = await self._patiently(lambda: finish(lease, state, result=result, promotion=promotion, message=message))
+        job = await patiently(lambda: finish(lease, state, result=result, promotion=promotion, message=message))
         metrics.ENDED.labels(state).inc()
         _log.info("job_ended", job=job.name, state=state, message=message, promotion=promotion)
 
@@ -194,17 +161,6 @@ class Trainer:
             metrics.PUT_BACK.labels("shutdown").inc()
         except (LeaseLost, Unavailable):
             return
-
-    async def _patiently(self, work: Callable[[], Awaitable[Value]]) -> Value:
-        """Try again, ever more slowly, what fails because the database or the registry is away."""
-        wait_s = _RETRY_S[0]
-        while True:
-            try:
-                return await work()
-            except (Unavailable, DeadlineExceeded, ResourceExhausted) as error:
-                _log.warning("trainer_waits", error=error.message, wait_s=wait_s)
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, _RETRY_S[1])
 
 
 @dataclass
@@ -228,7 +184,7 @@ class _Reports:
         await self._do(lambda: self.trainer.store.commit(self.lease))
 
     async def _do(self, work: Callable[[], Awaitable[None]]) -> None:
-        await self.trainer._patiently(work)
+        await patiently(work)
         self.trainer.wake_up.tell()
 
 

@@ -125,16 +125,17 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateExportJob(self, request, context):
-        """CreateExportJob queues the making of a line bundle. Servers do not make bundles yet: they return NOT_IMPLEMENTED.
-        Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH, REQUEST_ID_REUSED, NOT_IMPLEMENTED.
+        """CreateExportJob queues the making of a line bundle: graphs, reference features and a program that segments images
+        without a service, published as a version of bundle_id. Every name is resolved at once. RESOURCE_NOT_FOUND says
+        which field named what is not there. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH,
+        MODEL_UNSUPPORTED, PRECONDITION_FAILED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetExportJob(self, request, context):
-        """GetExportJob returns one export job; NOT_IMPLEMENTED as long as CreateExportJob is. Reasons: INVALID_FIELD,
-        RESOURCE_NOT_FOUND, NOT_IMPLEMENTED.
+        """GetExportJob returns one export job. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,156 @@
+"""Line bundles from versions in the registry to a version in the registry, through the client."""
+
+import asyncio
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Final
+
+from vplab.client import AsyncSnapshots, Snapshot
+from vplab.client.registry import publishing
+from vplab.client.registry.area import AsyncRegistry
+from vplab.client.registry.values import Lineage, Manifest, Version
+from vplab.errors import FailedPrecondition, NotFound
+from vplab.training.errors import AdapterBaseMismatch, ModelUnsupported
+from vplab.training.values import ExportDraft, ExportPlan, ModelRef
+from vplab.vision.images import ImageLimits
+
+_MAX_SEARCHED: Final = 100
+
+
+class ClientBundles:
+    """Implements BundleMaker."""
+
+    def __init__(
+        self, registry: AsyncRegistry, snapshots: AsyncSnapshots, work_dir: Path, limits: ImageLimits, threads: int
+    ) -> None:
+        """work_dir: where bundles are put together. threads: of ONNX Runtime, for the references."""
+        self._registry = registry
+        self._snapshots = snapshots
+        self._work_dir = work_dir
+        self._limits = limits
+        self._threads = threads
+
+    async def plan(self, draft: ExportDraft) -> ExportPlan:
+        """Resolve the names of a request."""
+        await self._check_bundle(draft.bundle_id)
+        prompt_set = await self._named(draft.prompt_set, "prompt_set")
+        if prompt_set.kind != "prompt_set":
+            raise ModelUnsupported(prompt_set.name, "a prompt set", f"it is a {prompt_set.kind}")
+        segmenter = _made_from(prompt_set, "segmenter")
+        adapter = None
+        if draft.adapter:
+            version = await self._named(draft.adapter, "adapter")
+            if version.kind != "adapter":
+                raise ModelUnsupported(version.name, "an adapter", f"it is a {version.kind}")
+            base = _made_from(version, "segmenter")
+            if base.digest != segmenter.digest:
+                raise AdapterBaseMismatch(version.name, expected=segmenter.digest, actual=base.digest)
+            adapter = ModelRef(version.name, version.digest)
+        base_version = await self._registry.get_version(segmenter.name)
+        return ExportPlan(
+            bundle_id=draft.bundle_id,
+            prompt_set=ModelRef(prompt_set.name, prompt_set.digest),
+            segmenter=segmenter,
+            image_encoder=_made_from(base_version, "image_encoder"),
+            feature_encoder=_made_from(prompt_set, "feature_encoder"),
+            adapter=adapter,
+        )
+
+    async def make(self, plan: ExportPlan, job_name: str) -> ModelRef:
+        """Make a bundle in a folder of the job's own, and publish it."""
+        published = await self._find(plan, job_name)
+        if published is not None:
+            return published
+        folder = self._work_dir / job_name.rpartition("/")[2]
+        snapshots: dict[str, Snapshot] = {}
+        try:
+            for relation, model in plan.lineage.items():
+                snapshots[relation] = await self._fetch(model)
+            await asyncio.to_thread(self._write, plan, snapshots, folder)
+            return await self._publish(plan, job_name, folder)
+        finally:
+            for snapshot in snapshots.values():
+                self._snapshots.release(snapshot.digest)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _write(self, plan: ExportPlan, snapshots: dict[str, Snapshot], folder: Path) -> None:
+        # Loads OpenCV's and the matchers' modules, which a service that makes no bundle does without.
+        from vplab.training.line_bundle.writing import Source, write_bundle
+
+        shutil.rmtree(folder, ignore_errors=True)  # of a try whose process died
+        folder.mkdir(parents=True)
+        sources = {relation: Source(s.folder, s.manifest.licence) for relation, s in snapshots.items()}
+        write_bundle(plan, sources, folder, self._limits, self._threads)
+
+    async def _publish(self, plan: ExportPlan, job_name: str, folder: Path) -> ModelRef:
+        uploaded = await publishing.upload_files(self._registry, publishing.files_of_folder(folder))
+        await publishing.ensure_artifact(self._registry, plan.bundle_id, "bundle", "", {})
+        said = json.loads(await asyncio.to_thread((folder / "bundle.json").read_bytes))
+        licences = sorted({m["licence"] for m in said["made_from"].values() if m["licence"]})
+        manifest = Manifest(
+            files=uploaded,
+            lineage=tuple(Lineage(relation, m.name, m.digest) for relation, m in sorted(plan.lineage.items())),
+            licence="; ".join(licences),
+            spec={"kind": "bundle", "classes": {str(c["class_id"]): c["display_name"] for c in said["classes"]}},
+            description=_description(plan, job_name),
+        )
+        request_id = str(uuid.uuid5(uuid.NAMESPACE_URL, job_name))
+        name = f"artifacts/{plan.bundle_id}"
+        version = await self._registry.publish_version(name, manifest, request_id=request_id)
+        return ModelRef(version.name, version.digest)
+
+    async def _find(self, plan: ExportPlan, job_name: str) -> ModelRef | None:
+        """Look for what the job published before its process died; each version says which job made it."""
+        searched = 0
+        try:
+            async for version in self._registry.list_versions(f"artifacts/{plan.bundle_id}"):
+                if version.manifest.description == _description(plan, job_name):
+                    return ModelRef(version.name, version.digest)
+                searched += 1
+                if searched == _MAX_SEARCHED:
+                    break
+        except NotFound:
+            pass
+        return None
+
+    async def _check_bundle(self, bundle_id: str) -> None:
+        try:
+            artifact = await self._registry.get_artifact(f"artifacts/{bundle_id}")
+        except NotFound:
+            return
+        if artifact.kind != "bundle":
+            raise FailedPrecondition(f"{artifact.name} holds {artifact.kind} versions; choose another bundle_id")
+        if artifact.delete_time is not None:
+            raise FailedPrecondition(f"{artifact.name} is deleted; restore it or choose another bundle_id")
+
+    async def _named(self, name: str, field: str) -> Version:
+        """Resolve a name; a prompt set's artifact means its newest version, as in the segmentation service."""
+        try:
+            if field == "prompt_set" and name.count("/") == 1:
+                async for version in self._registry.list_versions(name):
+                    return version
+                raise NotFound(f"{name} has no version")
+            return await self._registry.get_version(name)
+        except NotFound as error:
+            raise NotFound(f"{field}: {error.message}", metadata={"name": name, "field": field}) from error
+
+    async def _fetch(self, model: ModelRef) -> Snapshot:
+        snapshot = await self._snapshots.fetch(model.name)
+        if snapshot.digest != model.digest:
+            metadata = {"expected": model.digest, "actual": snapshot.digest}
+            message = f"{model.name} is not the version the job was made for"
+            raise FailedPrecondition(message, reason="MODEL_MISMATCH", metadata=metadata)
+        return snapshot
+
+
+def _made_from(version: Version, relation: str) -> ModelRef:
+    found = version.manifest.made_from(relation)
+    if found is None:
+        raise ModelUnsupported(version.name, f"a {version.kind}", f"its manifest names no {relation}")
+    return ModelRef(found.version, found.digest)
+
+
+def _description(plan: ExportPlan, job_name: str) -> str:
+    return f"line bundle of {plan.prompt_set.name}, by {job_name}"
