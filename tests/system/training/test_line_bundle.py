@@ -1,0 +1,183 @@
+"""A line bundle beside the services it was made from: equal masks, and nothing of them loaded."""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from fakes.segmentation_site import Site, as_png, iou
+from fakes.training_site import NANO, SEGMENTER, nano_site, training_beside
+from vplab.client import AsyncClient, AsyncSnapshots
+from vplab.client.segmentation.values import PromptSetDraft, Reference, SegmentClass, SegmentOptions
+from vplab.vision.synthesis import synthesize_inspection_set
+
+# Runs the program without site-packages' start files, so that only what is there in so many words can be imported,
+# and refuses what a line need not have; then tells what was loaded from outside the standard library, and from where.
+RUNNER = """
+import json, runpy, sys
+bundle, packages, *arguments = sys.argv[1:]
+sys.path.append(packages)
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"grpc", "google", "torch", "PIL", "pydantic", "simplejpeg", "structlog", "fakes"}:
+            raise ImportError(f"{name} is not on this line")
+sys.meta_path.insert(0, Refusal())
+sys.argv = [bundle + "/segment.py", *arguments]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    status = end.code
+loaded = {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+loaded = {name for name in loaded if "cython" not in name}  # numpy's own
+print(json.dumps({"status": status, "loaded": sorted(loaded), "vplab": sys.modules["vplab"].__file__}))
+"""
+CLASSES = [SegmentClass(3, "patch"), SegmentClass(9, "scratch")]
+SIZE_HW = (192, 256)
+
+
+def run_program(bundle: Path, *arguments: str | Path) -> dict[str, Any]:
+    """Run a bundle's segment.py apart from everything else, and return what it says of its process."""
+    packages = sysconfig.get_paths()["purelib"]
+    command = [sys.executable, "-I", "-S", "-c", RUNNER, str(bundle), packages, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/", env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def write_shifted_adapter(folder: Path, shift: float) -> Path:
+    """Write an adapter of the nano segmenter that adds to all logits."""
+    folder.mkdir()
+    graph = onnx.load(NANO / "nano-segmenter" / "decoder.onnx")
+    for node in graph.graph.node:
+        for index, name in enumerate(node.output):
+            if name == "low_res_logits":
+                node.output[index] = "logits_before"
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(shift, np.float32), "shift"))
+    graph.graph.node.append(helper.make_node("Add", ["logits_before", "shift"], ["low_res_logits"]))
+    onnx.save(graph, folder / "decoder.onnx")
+    (folder / "model.json").write_bytes((NANO / "nano-segmenter" / "model.json").read_bytes())
+    (folder / "parity.json").write_text('{"passed": true}')
+    return folder
+
+
+async def bundled(client: AsyncClient, bundle_id: str, adapter: str, folder: Path) -> Path:
+    """Have a bundle made, and return the folder of its files."""
+    job = await client.training.create_export_job(bundle_id, "artifacts/parts", adapter=adapter)
+    async with asyncio.timeout(300):
+        while not job.is_done:
+            await asyncio.sleep(0.1)
+            job = await client.training.get_export_job(job.name)
+    assert (job.state, job.message) == ("succeeded", "")
+    assert job.bundle is not None
+    snapshots = AsyncSnapshots(client.registry, folder)
+    try:
+        return (await snapshots.fetch(job.bundle.name)).folder
+    finally:
+        snapshots.close()
+
+
+async def create_prompt_set(client: AsyncClient, options: SegmentOptions) -> None:
+    shown = {c: synthesize_inspection_set(2, SIZE_HW, c.display_name, seed=2) for c in CLASSES}
+    references = [Reference(as_png(i.image_rgb), {c.class_id: i.mask}) for c, found in shown.items() for i in found]
+    await client.segmentation.create_prompt_set(PromptSetDraft("parts", CLASSES, references, options=options))
+
+
+def pictures(folder: Path, size_hw: tuple[int, int]) -> list[Path]:
+    """Write images of both classes that no reference shows."""
+    paths = []
+    for item in CLASSES:
+        for index, image in enumerate(synthesize_inspection_set(2, size_hw, item.display_name, seed=77)):
+            path = folder / f"{item.display_name}-{index}.png"
+            path.write_bytes(as_png(image.image_rgb))
+            paths.append(path)
+    return paths
+
+
+async def compare(
+    client: AsyncClient, bundle: Path, paths: Sequence[Path], adapter: str, out: Path
+) -> list[NDArray[np.uint8]]:
+    """Segment images both ways and require equal masks; return the label images."""
+    labels, num_found = [], 0
+    for path in paths:
+        served = await client.segmentation.segment_image(
+            path.read_bytes(), "artifacts/parts", adapter=adapter, options=SegmentOptions(include_instances=True)
+        )
+        said = await asyncio.to_thread(run_program, bundle, path, "--out", out, "--check", "--threads", "1")
+        assert said["status"] == 0
+        assert set(said["loaded"]) <= {
+            "numpy",
+            "cv2",
+            "onnxruntime",
+            "vplab",
+            "line_program",
+            "__main__",
+            "__mp_main__",
+        }
+        assert said["vplab"] == str(bundle / "vplab" / "__init__.py")
+        label = cv2.imread(str(out / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
+        assert label.shape == served.image_size_hw
+        written = json.loads((out / f"{path.stem}.json").read_text())
+        assert [c["class_id"] for c in written["classes"]] == [c.class_id for c in served.classes]
+        for mine, theirs in zip(written["classes"], served.classes, strict=True):
+            assert mine["is_present"] == theirs.present
+            assert mine["presence_score"] == pytest.approx(theirs.presence_score, abs=1e-3)
+            assert len(mine["instances"]) == len(theirs.instances)
+            values = np.arange(len(mine["runs"])) % 2 == 1
+            assert iou(np.repeat(values, mine["runs"]).reshape(label.shape), theirs.mask) >= 0.99
+            num_found += theirs.present
+        assert (label == served.label_image()).mean() >= 0.999
+        labels.append(label)
+    assert num_found >= len(paths) // 2, "too little was found for the comparison to mean much"
+    return labels
+
+
+def serving(site: Site) -> Any:
+    return site.segmentation(
+        default_segmenter=SEGMENTER,
+        default_feature_encoder="artifacts/nano-encoder",
+        embedding_precision="float16",
+        refines="auto",
+    )
+
+
+@pytest.mark.slow
+async def test_a_bundle_gives_the_masks_of_the_services_and_loads_nothing_of_them(tmp_path: Path) -> None:
+    async with nano_site(tmp_path) as site, training_beside(site) as training, serving(site) as segmentation:
+        await create_prompt_set(segmentation.client, SegmentOptions(max_points=12))
+        paths = pictures(tmp_path, SIZE_HW)
+        bundle = await bundled(training.client, "line-a", "", tmp_path / "cache")
+        plain = await compare(segmentation.client, bundle, paths, "", tmp_path / "plain")
+        base = await training.client.registry.get_version(SEGMENTER)
+        folder = write_shifted_adapter(tmp_path / "adapter", 2.0)
+        adapter = await site.publish_adapter_files(folder, "scratches", base=base)
+        tuned_bundle = await bundled(training.client, "line-b", adapter.name, tmp_path / "cache")
+        assert json.loads((tuned_bundle / "parity" / "adapter.json").read_text()) == {"passed": True}
+        tuned = await compare(segmentation.client, tuned_bundle, paths, adapter.name, tmp_path / "tuned")
+        assert sum(int((a != b).sum()) for a, b in zip(plain, tuned, strict=True)) > 0
+
+
+@pytest.mark.slow
+async def test_a_bundle_cuts_large_images_into_the_services_tiles(tmp_path: Path) -> None:
+    async with nano_site(tmp_path) as site, training_beside(site) as training, serving(site) as segmentation:
+        await create_prompt_set(segmentation.client, SegmentOptions(max_points=12, tile_side=200))
+        bundle = await bundled(training.client, "line-a", "", tmp_path / "cache")
+        paths = pictures(tmp_path, (230, 300))[:2]
+        await compare(segmentation.client, bundle, paths, "", tmp_path / "out")
+        broken = tmp_path / "broken"
+        await asyncio.to_thread(shutil.copytree, bundle, broken)
+        (broken / "references.npz").write_bytes(b"")
+        said = await asyncio.to_thread(run_program, broken, paths[0], "--check")
+        assert said["status"] == 1
