@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes.segmentation_site import as_png
-from fakes.small_sam import ENCODER, SEGMENTER, small_site
+from fakes.line_site import line_site
+from fakes.small_sam import ENCODER, SEGMENTER
 from fakes.training_parts import PROMPT_SET, Parts, fake_training
-from fakes.training_site import TrainingSite, training_beside
+from fakes.training_site import TrainingSite
 from vplab.client import AsyncClient, ClientOptions
-from vplab.client.segmentation.values import PromptSetDraft, Reference, SegmentClass
 from vplab.client.training.values import ExportJob
 from vplab.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidInput, NotFound, Unavailable
-from vplab.vision.synthesis import synthesize_inspection_set
 
 
 async def ended(client: AsyncClient, name: str) -> ExportJob:
@@ -100,19 +98,7 @@ async def test_an_export_whose_server_stopped_ends_once_at_the_next(tmp_path: Pa
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[TrainingSite]:
-    async with (
-        small_site(tmp_path) as site,
-        training_beside(
-            site, default_segmenter=f"artifacts/{SEGMENTER}", default_feature_encoder=f"artifacts/{ENCODER}"
-        ) as training,
-        site.segmentation(
-            default_segmenter=f"artifacts/{SEGMENTER}", default_feature_encoder=f"artifacts/{ENCODER}"
-        ) as serving,
-    ):
-        shown = synthesize_inspection_set(1, (90, 120), "patch", seed=1)[0]
-        reference = Reference(as_png(shown.image_rgb), {7: shown.mask})
-        draft = PromptSetDraft("patches", [SegmentClass(7, "patch")], [reference])
-        await serving.client.segmentation.create_prompt_set(draft)
+    async with line_site(tmp_path) as training:
         yield training
 
 

@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from vplab.cli.bundle import bundle
 from vplab.cli.connection import Where, connected
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.running import run_async, verb
@@ -26,6 +27,8 @@ PRODUCTION = "production"
 _KINDS: tuple[ArtifactKind, ...] = ("encoder", "segmenter", "adapter", "prompt_set", "dataset", "bundle")
 
 app = typer.Typer(no_args_is_help=True, help="Look at, import, promote and roll back models and prompt sets.")
+
+app.command()(bundle)
 
 AliasOption = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="The alias to move.")]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the history.")]
