@@ -9,6 +9,7 @@ only the mistakes of matching and decoding.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -59,6 +60,10 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="write the table into the README")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    # A new home each time: production stays at the version it has, so an older home would measure its older models.
+    home = arguments.out.absolute() / "home"
+    shutil.rmtree(home, ignore_errors=True)
+    os.environ["VPLAB_HOME"] = str(home)
     report_path = arguments.out / "main_job.json"
     rows = json.loads(report_path.read_text())["rows"] if report_path.exists() else []
     for image_set in SETS:
@@ -112,7 +117,8 @@ def run_set(image_set: ImageSet, data: Path, out: Path) -> list[dict[str, Any]]:
                 "wall_s": round(time.monotonic() - began, 1),
                 "commit": COMMIT,
                 "machine": f"{os.cpu_count()} CPU cores",
-                "models": prompted["provenance"] and prompted["provenance"]["segmenter"]["name"],
+                "models": prompted["provenance"]
+                and "{name} ({digest:.12})".format(**prompted["provenance"]["segmenter"]),
             }
         )
     return rows
