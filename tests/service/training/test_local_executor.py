@@ -102,7 +102,8 @@ async def test_a_job_is_told_in_order_and_the_process_stays_warm(executor: Local
     assert reports.told[-1] == "commit"
     again = await executor.run(claim("fine", Checkpoint(3, b"")), reports)
     assert again.metrics["pid"] == result.metrics["pid"] == executor.pids[0] != os.getpid()
-    assert (again.metrics["num_jobs"], again.metrics["niceness"]) == (2, 3)
+    niceness = os.getpriority(os.PRIO_PROCESS, 0) + 3  # whoever runs the tests may have given them one
+    assert (again.metrics["num_jobs"], again.metrics["niceness"]) == (2, min(niceness, 19))
 
 
 async def test_a_failed_job_is_told_in_our_words_and_leaves_the_process(executor: LocalExecutor) -> None:
