@@ -2,10 +2,10 @@
 
 ``python tests/bench/tuning_recipe.py --out recipe.json`` tunes the shipped nano decoder in this process, without
 services, and tests it as serving uses it: a box, one click, and softmatch with the tuning images as references. A
-measurement that is in the file is not made again; killed at any moment, the same command goes on. ``--part choices``
-compares ways of training, ``methods`` the methods as they ship, ``--set technical`` verifies what ``development``
-chose. ``--readme`` writes the tables into the README of vplab.training.tuning, ``--tables-only`` measures nothing.
-``trials`` in the file are of code that is no more.
+measurement of the same models that is in the file is not made again; killed at any moment, the same command goes on.
+``--part choices`` compares ways of training, ``methods`` the methods as they ship, ``--set technical`` verifies what
+``development`` chose. ``--readme`` writes the tables into the README of vplab.training.tuning, ``--tables-only``
+measures nothing. What was measured of earlier models is not shown, but for ``trials``, whose code is no more either.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from unittest import mock
 
 import numpy as np
 import torch
-from main_job import write_between
-from tuning_tasks import DEVELOPMENT, TECHNICAL, Source, Task, base, measure
+from main_job import COMMIT, write_between
+from tuning_tasks import DEVELOPMENT, TECHNICAL, Source, Task, base, digests, measure
 
 from vplab.training.tuning import losses, prompting, refining
 from vplab.training.tuning.examples import build_examples
@@ -100,23 +100,30 @@ def _measure_task(source: Source, cache: Path, arguments: argparse.Namespace) ->
         for seed in arguments.seeds:
             for name in jobs:
                 key = f"{arguments.part}|{name}|{source.name}|{shots}|{seed}"
-                if (arguments.only and name not in arguments.only) or key in _read(arguments.out):
+                if (arguments.only and name not in arguments.only) or _is_of_these_models(
+                    _read(arguments.out).get(key)
+                ):
                     continue
                 task = task or Task.of(source, cache)
                 choice = CHOICES[name] if arguments.part == "choices" else Choice(name)
                 before = _before(task, shots, seed, _read(arguments.out))
                 found = {"before": before} | _tuned(task, choice, shots, seed, stops_early=arguments.part == "methods")
-                _write(arguments.out, key, found | {"set": arguments.task_set})
+                _write(arguments.out, key, found | {"set": arguments.task_set, "models": digests(), "commit": COMMIT})
                 print(key, {k: round(found["after"][k] - found["before"][k], 1) for k in KINDS}, flush=True)
 
 
 def _before(task: Task, shots: int, seed: int, measured: Mapping[str, Any]) -> dict[str, float]:
     """Return what the base does, which is the same for all that is tried."""
     for key, value in measured.items():
-        if key.split("|")[2:] == [task.name, str(shots), str(seed)]:
+        if key.split("|")[2:] == [task.name, str(shots), str(seed)] and _is_of_these_models(value):
             before: dict[str, float] = value["before"]
             return before
     return measure(base()[0], task.tests, task.tuning_views(shots, 1, seed))
+
+
+def _is_of_these_models(value: Mapping[str, Any] | None) -> bool:
+    """Say whether something was measured of the models that ship now."""
+    return value is not None and value.get("models") == digests()
 
 
 def _tuned(task: Task, choice: Choice, shots: int, seed: int, *, stops_early: bool) -> dict[str, Any]:
@@ -147,7 +154,8 @@ def _patched(constants: Mapping[tuple[Any, str], Any]) -> Iterator[None]:
 
 def tables(found: Mapping[str, Any]) -> str:
     """Return the Markdown of all that was measured."""
-    rows = [(*key.split("|"), value) for key, value in found.items()]
+    trials_or_ours = {k: v for k, v in found.items() if k.startswith("trials|") or _is_of_these_models(v)}
+    rows = [(*key.split("|"), value) for key, value in trials_or_ours.items()]
     parts: list[str] = []
     for part, task_set, title in (
         ("choices", "development", "Ways to train E-PEFT, five shots, all steps, development tasks"),
@@ -165,6 +173,10 @@ def tables(found: Mapping[str, Any]) -> str:
     if trials:
         title = "On the way: gain of box / click / softmatch, five shots, all steps, seed 0"
         parts.append(f"**{title}**\n\n{_trials(trials)}")
+    commits = sorted({value["commit"] for key, value in trials_or_ours.items() if not key.startswith("trials|")})
+    if commits:
+        models = ", ".join(f"{name} {digest}" for name, digest in digests().items())
+        parts.append(f"All but what was on the way: {models}; commit {', '.join(commits)}.")
     return "\n\n".join(parts)
 
 

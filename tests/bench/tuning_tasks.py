@@ -4,6 +4,7 @@ A task has a pool of images to tune on and others to test. Test is what serving 
 click on an object, and softmatch with the tuning images as references, each against the full-size mask.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from vplab.training.tuning.augmentation import apply_view, plan_views
 from vplab.training.tuning.ports import TunableDecoder
 from vplab.training.tuning.values import EmbeddedView
 from vplab.training.worker.decoder_weights import load_decoder
+from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.masks import upsample_logits
 from vplab.vision.matching import (
     MATCHERS,
@@ -30,10 +32,7 @@ from vplab.vision.matching import (
     TargetPatches,
     build_class_bank,
 )
-from vplab.vision.pipeline.decoding import decode_points, refine
-from vplab.vision.pipeline.grouping import group_by_overlap
-from vplab.vision.pipeline.segment import SIMILARITY_WEIGHT, SegmentOptions
-from vplab.vision.pipeline.similarity_grid import on_decoder_grid
+from vplab.vision.pipeline.segment import SegmentOptions, segment_class
 from vplab.vision.preprocessing import FrameTransform, frame_transform, preprocess
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
 from vplab.vision.sam.onnx_decoder import PromptDecoder
@@ -130,26 +129,43 @@ def base() -> tuple[PromptDecoder, SegmenterSpec]:
     return load_decoder(BUILTIN / "nano-segmenter", spec), spec
 
 
+@cache
+def digests() -> dict[str, str]:
+    """Return the start of the sha256 of each shipped graph, by artifact."""
+    graphs = {"nano-encoder": "encoder.onnx", "nano-segmenter": "decoder.onnx"}
+    return {n: hashlib.sha256((BUILTIN / n / g).read_bytes()).hexdigest()[:12] for n, g in graphs.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class CachedView(EmbeddedView):
+    """A view with what sharpens its masks."""
+
+    colours: NDArray[np.float16] | None = None
+    """(3, h, w)"""
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """One class, embedded."""
 
     name: str
-    views: Sequence[Sequence[EmbeddedView]]
+    views: Sequence[Sequence[CachedView]]
     """Per pool image, the image itself first."""
-    tests: Sequence[EmbeddedView]
+    tests: Sequence[CachedView]
 
     @classmethod
     def of(cls, source: Source, cache_dir: Path) -> "Task":
         """Embed, or read what was embedded before."""
         pairs = source.read(POOL + NUM_TEST)
-        views: list[list[EmbeddedView]] = []
+        views: list[list[CachedView]] = []
         for index, (image, mask) in enumerate(pairs):
             plans = plan_views(MAX_VIEWS if index < len(pairs) - NUM_TEST else 1, 0, index)
             views.append([])
             for number, plan in enumerate(plans):
                 pixels, masks = apply_view(plan, image, {1: mask})
-                path = cache_dir / source.name.replace(" ", "_") / f"{index}-{number}.npz"
+                # What another encoder said is no use to this one's decoder.
+                place = cache_dir / digests()["nano-encoder"] / source.name.replace(" ", "_")
+                path = place / f"{index}-{number}.npz"
                 views[-1].append(_embed(pixels, masks, index, plan.is_original, path))
         return cls(source.name, views[:-NUM_TEST], [v[0] for v in views[-NUM_TEST:]])
 
@@ -171,31 +187,42 @@ def _encoder() -> tuple[ort.InferenceSession, EncoderSpec]:
 
 def _embed(
     pixels: NDArray[np.uint8], masks: dict[int, NDArray[np.bool_]], index: int, is_original: bool, path: Path
-) -> EmbeddedView:
+) -> CachedView:
     transform = frame_transform((pixels.shape[0], pixels.shape[1]), _encoder()[1].preprocessing)
     if not path.exists():
         session, spec = _encoder()
         tensor = preprocess(pixels, spec.preprocessing).tensor[None]
-        embedding, features = session.run(["image_embedding", "patch_features"], {"image": tensor})
+        names = ["image_embedding", "patch_features", "colours"]
+        embedding, features, colours = session.run(names, {"image": tensor})
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, embedding=embedding[0].astype(np.float16), features=features[0].astype(np.float16))
+        halves = {"embedding": embedding, "features": features, "colours": colours}
+        np.savez(path, **{name: values[0].astype(np.float16) for name, values in halves.items()})
     with np.load(path) as arrays:
-        embedding, features = arrays["embedding"], arrays["features"].astype(np.float32)
+        embedding, colours = arrays["embedding"], arrays["colours"]
+        features = arrays["features"].astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True).clip(1e-6)
     patches = PatchFeatures(features, transform, 8)
-    return EmbeddedView(index, is_original, embedding, transform, masks, patches)
+    return CachedView(index, is_original, embedding, transform, masks, patches, colours=colours)
 
 
 class ServedDecoder:
     """A torch decoder behind the pipeline's port, for one image."""
 
-    def __init__(self, decoder: TunableDecoder | PromptDecoder, spec: SegmenterSpec, view: EmbeddedView) -> None:
+    def __init__(self, decoder: TunableDecoder | PromptDecoder, spec: SegmenterSpec, view: CachedView) -> None:
         self.spec = spec
+        assert spec.colour_evidence is not None
+        assert view.colours is not None
+        self._colours = ColourModel(view.colours, view.transform, spec.colour_evidence, spec.mask_threshold)
         self._decoder, self._view = decoder, view
         self._embedding = torch.from_numpy(view.embedding.astype(np.float32))[None]
 
     def sharpen(self, tile: int, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        return logits
+        return np.asarray(self._colours.sharpen(logits[None])[0], np.float32)
+
+    def mask(self, logits: NDArray[np.float32], prompt: ObjectPrompt) -> NDArray[np.bool_]:
+        """Return the mask (H, W) of one plane's logits (h, w)."""
+        full = upsample_logits(self.sharpen(0, logits)[None], self.transform(0))[0] > self.spec.mask_threshold
+        return prompt.bounded(full, self.spec)
 
     def transform(self, tile: int) -> FrameTransform:
         return self._view.transform
@@ -218,7 +245,7 @@ class ServedDecoder:
 
 def measure(
     decoder: TunableDecoder | PromptDecoder,
-    tests: Sequence[EmbeddedView],
+    tests: Sequence[CachedView],
     references: Sequence[EmbeddedView],
     num_matched: int = NUM_MATCHED,
 ) -> dict[str, float]:
@@ -237,9 +264,9 @@ def measure(
 
 
 def _boxed(served: ServedDecoder, piece: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    tokens = prompt_tokens(ObjectPrompt(box_xyxy=tight_box(piece)), served.transform(0), served.spec)
-    logits, _ = served.decode(0, [tokens])
-    return np.asarray(upsample_logits(logits[0, :1], served.transform(0))[0] > 0)
+    prompt = ObjectPrompt(box_xyxy=tight_box(piece))
+    logits, _ = served.decode(0, [prompt_tokens(prompt, served.transform(0), served.spec)])
+    return served.mask(logits[0, 0], prompt)
 
 
 def _clicked(served: ServedDecoder, piece: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -248,27 +275,21 @@ def _clicked(served: ServedDecoder, piece: NDArray[np.bool_]) -> NDArray[np.bool
     prompt = ObjectPrompt(points_xy=np.array([[column, row]], np.float32), point_labels=np.array([1]))
     logits, ious = served.decode(0, [prompt_tokens(prompt, served.transform(0), served.spec)])
     plane = 1 + int(ious[0, 1:].argmax())
-    return np.asarray(upsample_logits(logits[0, plane : plane + 1], served.transform(0))[0] > 0)
+    return served.mask(logits[0, plane], prompt)
 
 
 def _matched(served: ServedDecoder, view: EmbeddedView, bank: ClassBank) -> NDArray[np.bool_]:
-    """Return the union of what softmatch finds; ``segment_class`` for one tile, at the logits' resolution."""
+    """Return the union of what softmatch finds."""
     assert view.patches is not None
-    target = TargetPatches.of([view.patches])
-    match = MATCHERS["softmatch"].match(bank, target, MatchOptions(max_points=MAX_POINTS))
-    if not match.is_present:
-        return np.zeros(view.transform.original_hw, np.bool_)
-    grid = target.grid(0, match.similarity)
-    similarity = on_decoder_grid(grid, view.patches, view.transform, served.spec.low_res_hw)
-    candidates = decode_points(served, 0, match.points_xy, match.background_xy[0], similarity)
-    groups = group_by_overlap(refine(served, 0, candidates, similarity))
-    best = max((group.members[0].score for group in groups), default=0.0)
-    kept = [g.logits for g in groups if g.members[0].score >= SegmentOptions().min_relative_score * best]
-    if not kept:
-        return np.zeros(view.transform.original_hw, np.bool_)
-    odds = np.clip(similarity, 1e-3, 1 - 1e-3)
-    weighed = np.max(kept, axis=0) + SIMILARITY_WEIGHT * np.log(odds / (1 - odds)).astype(np.float32)
-    return np.asarray(upsample_logits(weighed[None], view.transform)[0] > 0)
+    found = segment_class(
+        MATCHERS["softmatch"],
+        bank,
+        TargetPatches.of([view.patches]),
+        served,
+        MatchOptions(max_points=MAX_POINTS, presence_threshold=bank.presence_threshold),
+        SegmentOptions(refines=served.spec.prompt_raster is None),
+    )
+    return found.mask(view.transform.original_hw)
 
 
 def _pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
