@@ -1,0 +1,177 @@
+"""The work that every server of this comparison does for a call, made of ``vplab.vision``.
+
+A click: tokens of the point, the decoder graph on an embedding that is kept by digest, the colours' evidence, the
+resize to the image's own size, the threshold, and run lengths. An image: decoding, preprocessing, the encoder graph, and
+keeping the embedding in half precision. Nothing here knows of any server. What does not depend on a click is made once
+per image.
+"""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from vplab.vision.colour_evidence import ColourModel
+from vplab.vision.images import decode_image
+from vplab.vision.masks import decode_runs, encode_runs, upsample_logits
+from vplab.vision.preprocessing import FrameTransform, preprocess
+from vplab.vision.prompts import ObjectPrompt, prompt_tokens
+from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
+
+MODELS = Path(__file__).resolve().parents[3] / "services" / "vplab" / "registry" / "builtin"
+MAX_KEPT = 256
+"""Embeddings kept; the least recently used leave. 0.9 MiB each for the nano models."""
+
+
+@dataclass(frozen=True)
+class Click:
+    """One foreground point on an image that was embedded before."""
+
+    digest: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """The answer to a click."""
+
+    size_hw: tuple[int, int]
+    runs: NDArray[np.uint32]
+    predicted_iou: float
+
+    def iou(self, other: "Mask") -> float:
+        """Return the intersection over the union with another mask of the same size; 1 where both are empty."""
+        if self.size_hw != other.size_hw:
+            return 0.0
+        mine, theirs = decode_runs(self.runs, self.size_hw), decode_runs(other.runs, other.size_hw)
+        union = int((mine | theirs).sum())
+        return int((mine & theirs).sum()) / union if union else 1.0
+
+    def to_bytes(self) -> bytes:
+        """Little-endian: height and width as uint32, the predicted IoU as float32, then the runs as uint32."""
+        head = np.array(self.size_hw, "<u4").tobytes() + np.float32(self.predicted_iou).astype("<f4").tobytes()
+        return head + self.runs.astype("<u4").tobytes()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Mask":
+        """Undo ``to_bytes``."""
+        height, width = np.frombuffer(data, "<u4", 2).tolist()
+        iou = float(np.frombuffer(data, "<f4", 1, 8)[0])
+        return Mask((height, width), np.frombuffer(data, "<u4", -1, 12), iou)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    embedding: NDArray[np.float16]
+    transform: FrameTransform
+    colours: ColourModel | None
+
+
+class Work:
+    """The two graphs with the images that were embedded. Thread-safe."""
+
+    def __init__(self, *, intra_op_threads: int = 0, models: Path = MODELS) -> None:
+        """intra_op_threads: of each run; 0 is one per core."""
+        encoder, segmenter = (spec_from_json((models / name / "model.json").read_bytes()) for name in _FOLDERS)
+        assert isinstance(encoder, EncoderSpec)
+        assert isinstance(segmenter, SegmenterSpec)
+        self.encoder_spec, self.spec = encoder, segmenter
+        self._encoder = _session(models / _FOLDERS[0] / encoder.graph, intra_op_threads)
+        self._decoder = _session(models / _FOLDERS[1] / segmenter.graph, intra_op_threads)
+        self._outputs = [output.name for output in encoder.outputs]
+        self._roles = [output.role for output in encoder.outputs]
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def embed(self, images: Sequence[bytes]) -> list[str]:
+        """Embed files in one run of the encoder and keep the embeddings; returns their digests."""
+        prepared = [preprocess(decode_image(data), self.encoder_spec.preprocessing) for data in images]
+        found = self._encoder.run(self._outputs, {"image": np.stack([image.tensor for image in prepared])})
+        digests = []
+        for index, (data, image) in enumerate(zip(images, prepared, strict=True)):
+            # Every output is kept, as the embedding service does; two are used by clicks.
+            halves = {
+                role: np.clip(values[index], -65504, 65504).astype(np.float16)
+                for role, values in zip(self._roles, found, strict=True)
+            }
+            colours = ColourModel.of(halves.get("colours"), image.transform, self.spec)
+            digests.append(hashlib.sha256(data).hexdigest())
+            self._keep(digests[-1], _Kept(halves["image_embedding"], image.transform, colours))
+        return digests
+
+    def click(self, clicks: Sequence[Click]) -> list[Mask]:
+        """Decode clicks, of any images, in one run of the decoder. Raises KeyError for a digest that is not kept."""
+        kept = [self._get(click.digest) for click in clicks]
+        tokens = [
+            prompt_tokens(
+                ObjectPrompt(np.array([[click.x, click.y]], np.float32), np.ones(1, np.int64)), one.transform, self.spec
+            )
+            for click, one in zip(clicks, kept, strict=True)
+        ]
+        masks = np.zeros((len(tokens), 1, *self.spec.low_res_hw), np.float32)
+        for row, token in zip(masks, tokens, strict=True):
+            if token.mask_logits is not None:
+                row[0] = token.mask_logits
+        images = list({id(one): one for one in kept}.values())
+        place = {id(one): index for index, one in enumerate(images)}
+        logits, ious = self._decoder.run(
+            ["low_res_logits", "iou_predictions"],
+            {
+                "image_embedding": np.stack([one.embedding for one in images]).astype(np.float32),
+                "image_index": np.array([place[id(one)] for one in kept], np.int64),
+                "point_coords": np.stack([token.coords for token in tokens]),
+                "point_labels": np.stack([token.labels for token in tokens]),
+                "mask_input": masks,
+                "has_mask_input": np.array([token.mask_logits is not None for token in tokens], np.float32),
+            },
+        )
+        return [
+            self._mask(one, planes[0], float(plane_ious[0]))
+            for one, planes, plane_ious in zip(kept, logits, ious, strict=True)
+        ]
+
+    def _mask(self, kept: _Kept, logits: NDArray[np.float32], iou: float) -> Mask:
+        final = logits if kept.colours is None else kept.colours.sharpen(logits)
+        mask = upsample_logits(final[None], kept.transform)[0] > self.spec.mask_threshold
+        return Mask(kept.transform.original_hw, encode_runs(mask), iou)
+
+    def _keep(self, digest: str, kept: _Kept) -> None:
+        with self._lock:
+            self._kept[digest] = kept
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+
+    def _get(self, digest: str) -> _Kept:
+        with self._lock:
+            self._kept.move_to_end(digest)
+            return self._kept[digest]
+
+
+_FOLDERS = ("nano-encoder", "nano-segmenter")
+
+
+def _session(graph: Path, intra_op_threads: int) -> Any:
+    """Return a session with the settings of ``vplab.runtime.onnx_session``."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def software() -> str:
+    """Return the versions this process computes with, as JSON."""
+    import cv2
+
+    return json.dumps({"onnxruntime": ort.__version__, "numpy": np.__version__, "opencv": cv2.__version__})
