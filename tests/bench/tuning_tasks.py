@@ -22,7 +22,7 @@ from vplab.training.tuning.ports import TunableDecoder
 from vplab.training.tuning.values import EmbeddedView
 from vplab.training.worker.decoder_weights import load_decoder
 from vplab.vision.colour_evidence import ColourModel
-from vplab.vision.masks import upsample_logits
+from vplab.vision.final_masks import final_mask
 from vplab.vision.matching import (
     MATCHERS,
     ClassBank,
@@ -210,19 +210,18 @@ class ServedDecoder:
 
     def __init__(self, decoder: TunableDecoder | PromptDecoder, spec: SegmenterSpec, view: CachedView) -> None:
         self.spec = spec
-        assert spec.colour_evidence is not None
-        assert view.colours is not None
-        self._colours = ColourModel(view.colours, view.transform, spec.colour_evidence, spec.mask_threshold)
+        colours = ColourModel.of(view.colours, view.transform, spec)
+        assert colours is not None
+        self._colours = colours
         self._decoder, self._view = decoder, view
         self._embedding = torch.from_numpy(view.embedding.astype(np.float32))[None]
 
     def sharpen(self, tile: int, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(self._colours.sharpen(logits[None])[0], np.float32)
+        return self._colours.sharpen(logits)
 
     def mask(self, logits: NDArray[np.float32], prompt: ObjectPrompt) -> NDArray[np.bool_]:
         """Return the mask (H, W) of one plane's logits (h, w)."""
-        full = upsample_logits(self.sharpen(0, logits)[None], self.transform(0))[0] > self.spec.mask_threshold
-        return prompt.bounded(full, self.spec)
+        return final_mask(logits, prompt, self.transform(0), self.spec, self._colours)
 
     def transform(self, tile: int) -> FrameTransform:
         return self._view.transform

@@ -36,7 +36,8 @@ from vplab.segmentation.values import (
 )
 from vplab.segmentation.workers import Workers
 from vplab.vision.colour_evidence import ColourModel
-from vplab.vision.masks import encode_runs, upsample_logits
+from vplab.vision.final_masks import final_mask
+from vplab.vision.masks import encode_runs
 from vplab.vision.matching import MATCHERS, MatchOptions
 from vplab.vision.pipeline.decoding import PromptDecoder
 from vplab.vision.pipeline.segment import ClassSegmentation, SegmentOptions, segment_class
@@ -265,9 +266,7 @@ def _masks_of_prompts(
     spec: SegmenterSpec,
     colours: NDArray[np.floating] | None,
 ) -> tuple[tuple[PredictedMask, ...], ...]:
-    model = None
-    if colours is not None and spec.colour_evidence is not None:
-        model = ColourModel(colours, transform, spec.colour_evidence, spec.mask_threshold)
+    model = ColourModel.of(colours, transform, spec)
     return tuple(
         _masks(logits, ious, transform, spec, model, prompt)
         for (logits, ious), prompt in zip(found, prompts, strict=True)
@@ -283,9 +282,8 @@ def _masks(
     prompt: ObjectPrompt,
 ) -> tuple[PredictedMask, ...]:
     masks = []
-    final = logits if colours is None else colours.sharpen(logits)
-    for plane, sharp, iou in zip(logits, final, ious, strict=True):
-        mask = prompt.bounded(upsample_logits(sharp[None], transform)[0] > spec.mask_threshold, spec)
+    for plane, iou in zip(logits, ious, strict=True):
+        mask = final_mask(plane, prompt, transform, spec, colours)
         masks.append(PredictedMask(StoredMask(transform.original_hw, encode_runs(mask)), float(iou), plane))
     return tuple(masks)
 

@@ -14,7 +14,7 @@ from vplab.errors import Cancelled, Unavailable
 from vplab.runtime.device_queue import DeviceQueue, Priority
 from vplab.segmentation.ports import LoadedSegmenter
 from vplab.segmentation.values import Target
-from vplab.vision.colour_evidence import ColourModel
+from vplab.vision.colour_evidence import TileColours
 from vplab.vision.pipeline.decoding import CHUNK
 from vplab.vision.preprocessing import FrameTransform, frame_transform
 from vplab.vision.prompts import PromptTokens
@@ -121,20 +121,14 @@ class QueueDecoder:
         self._lock = threading.Lock()
         self._is_cancelled = False
         self._waiting: Future[Decoded] | None = None
-        self._colour_models: dict[int, ColourModel] = {}
+        transforms = [self.transform(tile) for tile in range(len(target.patches.tiles))]
+        self._colours = TileColours(target.colours, transforms, spec)
 
     def transform(self, tile: int) -> FrameTransform:
         return frame_transform(self._target.patches.tiles[tile].area.size_hw, self._preprocessing)
 
     def sharpen(self, tile: int, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        colours = self._target.colours[tile]
-        if colours is None or self.spec.colour_evidence is None:
-            return logits
-        if tile not in self._colour_models:
-            transform, threshold = self.transform(tile), self.spec.mask_threshold
-            self._colour_models[tile] = ColourModel(colours, transform, self.spec.colour_evidence, threshold)
-        sharp: NDArray[np.float32] = self._colour_models[tile].sharpen(logits[None])[0]
-        return sharp
+        return self._colours.sharpen(tile, logits)
 
     def decode(self, tile: int, tokens: Sequence[PromptTokens]) -> Decoded:
         embedding = self._target.embeddings[tile]

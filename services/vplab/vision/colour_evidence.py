@@ -7,13 +7,16 @@ is more like; the logarithm of that ratio is added to the logits.
 Source: the colour models of GrabCut (Rother et al., SIGGRAPH 2004), as histograms and without the graph cut.
 """
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from vplab.vision.masks import mask_box
 from vplab.vision.preprocessing import FrameTransform
-from vplab.vision.specs import ColourEvidence
+from vplab.vision.specs import ColourEvidence, SegmenterSpec
 
 _LEAST_SHARE = 1e-3
 """Added to both shares of a colour, so that one that neither histogram knows says nothing."""
@@ -39,17 +42,21 @@ class ColourModel:
         self._bins = (red * levels + green) * levels + blue  # (H, W)
         self._kernel = cv2.getGaussianKernel(2 * round(4 * evidence.smoothing) + 1, evidence.smoothing, cv2.CV_32F)
 
-    def sharpen(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return mask logits with what the colours say of each; logits: (M, h, w) over the padded frame.
+    @classmethod
+    def of(cls, colours: NDArray[Any] | None, transform: FrameTransform, spec: SegmenterSpec) -> Self | None:
+        """Return what sharpens a segmenter's masks of an image; None where it asks for nothing, or no colours came."""
+        if colours is None or spec.colour_evidence is None:
+            return None
+        return cls(colours, transform, spec.colour_evidence, spec.mask_threshold)
 
-        (M, H, W) float32 on the colours' grid. A mask without foreground, or without background around it, is only
+    def sharpen(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return one mask's logits with what the colours say of it; logits: (h, w) over the padded frame.
+
+        (H, W) float32 on the colours' grid. A mask without foreground, or without background around it, is only
         enlarged.
         """
-        return np.stack([self._sharpen(plane) for plane in logits])
-
-    def _sharpen(self, plane: NDArray[np.float32]) -> NDArray[np.float32]:
         height, width = self._size_hw
-        plane = np.ascontiguousarray(plane, np.float32)
+        plane = np.ascontiguousarray(logits, np.float32)
         enlarged = np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
         valid = np.s_[: self._valid_hw[0], : self._valid_hw[1]]
         certainty = enlarged[valid] - self._threshold
@@ -82,3 +89,23 @@ class ColourModel:
             blurred = cv2.sepFilter2D(rows, -1, _ONE, self._kernel, borderType=cv2.BORDER_REFLECT)
             counts = np.asarray(blurred.T.reshape(-1), np.float32)
         return np.asarray(counts / np.float32(max(len(bins), 1)) + np.float32(_LEAST_SHARE))
+
+
+class TileColours:
+    """The colour models of an image's tiles, each made when its first mask comes."""
+
+    def __init__(
+        self, colours: Sequence[NDArray[Any] | None], transforms: Sequence[FrameTransform], spec: SegmenterSpec
+    ) -> None:
+        """colours: (3, H, W) of each tile, None where they are not known."""
+        self._colours = colours
+        self._transforms = transforms
+        self._spec = spec
+        self._models: dict[int, ColourModel | None] = {}
+
+    def sharpen(self, tile: int, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a mask's logits as ``ColourModel.sharpen`` does, or as they are without one."""
+        if tile not in self._models:
+            self._models[tile] = ColourModel.of(self._colours[tile], self._transforms[tile], self._spec)
+        model = self._models[tile]
+        return logits if model is None else model.sharpen(logits)

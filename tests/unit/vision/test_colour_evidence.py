@@ -31,7 +31,7 @@ def iou(a, b):
 
 
 def sharpened(colours, logits, transform=WHOLE, threshold=0.0):
-    return ColourModel(colours, transform, EVIDENCE, threshold).sharpen(logits[None])[0]
+    return ColourModel(colours, transform, EVIDENCE, threshold).sharpen(logits)
 
 
 @pytest.mark.parametrize("radius", [8, 10])

@@ -22,13 +22,13 @@ from vplab.training.foundation.evaluation import (
     chosen_plane,
     code_commit,
     colour_model,
-    final_mask,
     measure,
     read_set,
 )
 from vplab.training.foundation.export import encoder_spec, round_to_half, segmenter_spec
 from vplab.training.foundation.sources import NATURAL_SOURCES, PROCEDURAL, generate_procedural, open_cache
 from vplab.training.foundation.training import Stage, Trainer, TrainingConfig
+from vplab.vision.final_masks import final_mask
 from vplab.vision.measures import BoolArray
 from vplab.vision.nano.architecture import INPUT_SIZE, STRIDE, NanoSegmenter
 from vplab.vision.nano.trunk import MobileNetTrunk
@@ -107,8 +107,8 @@ class TorchPair:
             torch.ones(1),
         )
         low_res = logits[0, chosen_plane(prompt, scores[0].numpy())].numpy()
-        sharp = image.colours.sharpen(low_res[None])
-        return final_mask(sharp, image.transform, prompt), low_res, Seconds.now() - before
+        mask = final_mask(low_res, prompt, image.transform, self._spec, image.colours)
+        return mask, low_res, Seconds.now() - before
 
 
 def generated_objects(count: int) -> Iterator[tuple[NDArray[np.uint8], BoolArray]]:

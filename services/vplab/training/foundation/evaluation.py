@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vplab.training.foundation.export import ENCODER, SEGMENTER, segmenter_spec
 from vplab.training.foundation.sources import held_out_ids
 from vplab.vision.colour_evidence import ColourModel
-from vplab.vision.masks import upsample_logits
+from vplab.vision.final_masks import final_mask
 from vplab.vision.measures import BoolArray, iou, largest_piece
 from vplab.vision.preprocessing import FrameTransform, preprocess
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
@@ -107,6 +107,8 @@ class ExportedPair:
         assert isinstance(self.encoder_spec, EncoderSpec)
         assert isinstance(self.segmenter_spec, SegmenterSpec)
         self._preprocessing, self._segmenter = self.encoder_spec.preprocessing, self.segmenter_spec
+        if is_decoder_alone:
+            self._segmenter = self.segmenter_spec.model_copy(update={"box_bounds_mask": False})
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         providers = ["CPUExecutionProvider"]
@@ -129,25 +131,16 @@ class ExportedPair:
         before = Seconds.now()
         logits, scores = self._decoder.run(["low_res_logits", "iou_predictions"], _feed(image.embedding, tokens))
         low_res = logits[0, chosen_plane(prompt, scores[0])]
-        if self._is_decoder_alone:
-            spent = Seconds.now() - before
-            return upsample_logits(low_res[None], image.transform)[0] > self._segmenter.mask_threshold, low_res, spent
-        sharp = image.colours.sharpen(low_res[None])
+        sharp = low_res if self._is_decoder_alone else image.colours.sharpen(low_res)
         seconds = Seconds.now() - before
-        return final_mask(sharp, image.transform, prompt), low_res, seconds
+        return final_mask(sharp, prompt, image.transform, self._segmenter, None), low_res, seconds
 
 
 def colour_model(colours: NDArray[np.float32], transform: FrameTransform) -> ColourModel:
     """Return what the colours (3, H, W) of an image say, with the shipped settings."""
-    spec = segmenter_spec()
-    assert spec.colour_evidence is not None
-    return ColourModel(colours, transform, spec.colour_evidence, spec.mask_threshold)
-
-
-def final_mask(sharp: NDArray[np.float32], transform: FrameTransform, prompt: ObjectPrompt) -> BoolArray:
-    """Return the mask of sharpened logits (1, H, W) in the original image, as segmentation does."""
-    spec = segmenter_spec()
-    return prompt.bounded(upsample_logits(sharp, transform)[0] > spec.mask_threshold, spec)
+    model = ColourModel.of(colours, transform, segmenter_spec())
+    assert model is not None
+    return model
 
 
 def chosen_plane(prompt: ObjectPrompt, scores: NDArray[np.float32]) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vplab.errors import FailedPrecondition, VPLabError
-from vplab.vision.colour_evidence import ColourModel
+from vplab.vision.colour_evidence import TileColours
 from vplab.vision.images import ImageRGB
 from vplab.vision.masks import encode_runs
 from vplab.vision.matching import MATCHERS, ClassBank, MatchOptions, PatchFeatures, TargetPatches
@@ -89,21 +89,15 @@ class Decoder:
         self._session = session
         self._preprocessing = preprocessing
         self._tiles = tiles
-        self._colour_models: dict[int, ColourModel] = {}
+        transforms = [self.transform(tile) for tile in range(len(tiles))]
+        colours = [None if spec.colour_evidence is None else outputs["colours"] for _, outputs in tiles]
+        self._colours = TileColours(colours, transforms, spec)
 
     def transform(self, tile: int) -> FrameTransform:
         return frame_transform(self._tiles[tile][0].size_hw, self._preprocessing)
 
     def sharpen(self, tile: int, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        evidence = self.spec.colour_evidence
-        if evidence is None:
-            return logits
-        if tile not in self._colour_models:
-            colours = self._tiles[tile][1]["colours"]
-            model = ColourModel(colours, self.transform(tile), evidence, self.spec.mask_threshold)
-            self._colour_models[tile] = model
-        sharp: NDArray[np.float32] = self._colour_models[tile].sharpen(logits[None])[0]
-        return sharp
+        return self._colours.sharpen(tile, logits)
 
     def decode(self, tile: int, tokens: Sequence[PromptTokens]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         masks = np.zeros((len(tokens), 1, *self.spec.low_res_hw), np.float32)
