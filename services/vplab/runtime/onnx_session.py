@@ -21,8 +21,8 @@ _NAMES: Final[dict[str, str]] = {
     "cuda": "CUDAExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-# On the CPU an addition fused with the normalisation behind it takes 8 ns a number and the two apart about 1, which is a
-# third of a mask decoder's run (ONNX Runtime 1.31; to be dropped once a run without it is not faster).
+# On the CPU an addition fused with the normalisation behind it takes 8 ns a number and the two apart about 1, a third
+# of a mask decoder's run (ONNX Runtime 1.31; to be dropped once a run without it is not faster).
 _SLOW_ON_CPU: Final = ["SkipLayerNormFusion"]
 _log = structlog.get_logger(__name__)
 

@@ -34,9 +34,9 @@ class Ia3(Part):
     def fold(self, tensors: Tensors, site: Site, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         into, out = self._scales(tensors, site.name)
         if into is not None:
-            weight = weight * into
+            weight = weight * into.unsqueeze(-2)
         if out is not None:
-            weight, bias = weight * out[:, None], bias * out
+            weight, bias = weight * out.unsqueeze(-1), bias * out
         return weight, bias
 
     def after_folding(self) -> None:

@@ -89,7 +89,10 @@ class Part:
         return logits
 
     def fold(self, tensors: Tensors, site: Site, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight (out, in) and bias (out,) that do by themselves what this part does at ``site``."""
+        """Return the weight (out, in) and bias (out,) that do by themselves what this part does at ``site``.
+
+        With an adapter for each prompt both have the axis N in front, where the part changes them.
+        """
         return weight, bias
 
     def after_folding(self) -> "Part | None":

@@ -115,6 +115,17 @@ def module_to_onnx(
     image_features: further inputs behind PromptDecoder's, by name, each (B, ...) float32 with the shape given.
     folds_constants: as of ``to_onnx``.
     """
+    examples, axes = example_inputs(prompt_encoder)
+    further = dict(image_features or {})
+    images = axes[0][0]
+    examples += tuple(torch.zeros(2, *shape) for shape in further.values())
+    axes += [{0: images} for _ in further]
+    names = (*INPUT_NAMES, *further)
+    return to_onnx(module, examples, axes, names, OUTPUT_NAMES, folds_constants=folds_constants)
+
+
+def example_inputs(prompt_encoder: PromptEncoder) -> tuple[tuple[Tensor, ...], list[dict[int, torch.export.Dim]]]:
+    """Return inputs of a PromptDecoder to trace it with, and which of their axes are free."""
     height, width = prompt_encoder.image_embedding_size
     images, prompts, points = batch_axis("num_images"), batch_axis("num_prompts"), batch_axis("num_points")
     examples: tuple[Tensor, ...] = (
@@ -126,8 +137,4 @@ def module_to_onnx(
         torch.zeros(3),
     )
     axes = [{0: images}, {0: prompts}, {0: prompts, 1: points}, {0: prompts, 1: points}, {0: prompts}, {0: prompts}]
-    further = image_features or {}
-    examples += tuple(torch.zeros(2, *shape) for shape in further.values())
-    axes += [{0: images} for _ in further]
-    names = (*INPUT_NAMES, *further)
-    return to_onnx(module, examples, axes, names, OUTPUT_NAMES, folds_constants=folds_constants)
+    return examples, axes
