@@ -6,17 +6,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from vplab.training.backends.sql_jobs import (
-    SqlJobs,
+from vplab.training.backends._job_rows import (
+    due_row,
     forget_old_jobs,
     insert_job,
     leased_row,
     now_micros,
+    put_back_row,
     requested_row,
-    to_micros,
+    take_row,
     to_time,
     update_row,
 )
+from vplab.training.backends.sql_jobs import SqlJobs
 from vplab.training.backends.sql_schema import jobs
 from vplab.training.errors import NoSuchJob
 from vplab.training.values import (
@@ -73,15 +75,7 @@ class SqlExports:
 
     async def put_back(self, lease: Lease, delay_s: float, message: str) -> None:
         """Queue an export again; waiting for somebody else is not held against it."""
-
-        def release(connection: sa.Connection) -> None:
-            row = leased_row(connection, lease)
-            due_time = now_micros(connection) + to_micros(delay_s)
-            num_claims = max(0, row.num_claims - 1)
-            values = {"state": JobState.QUEUED, "stage": Stage.QUEUE, "due_time": due_time, "message": message}
-            update_row(connection, row, **values, num_claims=num_claims)
-
-        await self._queue.write(release)
+        await self._queue.write(lambda connection: put_back_row(connection, lease, delay_s, message, counts=False))
 
     async def finish(self, lease: Lease, state: JobState, bundle: ModelRef | None, message: str) -> ExportJob:
         """End an export that is still this replica's."""
@@ -103,26 +97,11 @@ def _requested(connection: sa.Connection, request_id: str, fingerprint: str) -> 
 
 def _claim(connection: sa.Connection, owner: str, lease_s: float) -> ExportClaim | None:
     now = now_micros(connection)
-    waits = (jobs.c.kind == JobKind.EXPORT) & (jobs.c.due_time <= now)
-    waits &= jobs.c.state.in_((JobState.QUEUED, JobState.RUNNING))
-    query = sa.select(jobs).where(waits).order_by(jobs.c.number).limit(1).with_for_update(skip_locked=True)
-    row = connection.execute(query).first()
+    row = due_row(connection, JobKind.EXPORT, now)
     if row is None:
         return None
-    update_row(
-        connection,
-        row,
-        state=JobState.RUNNING,
-        stage=Stage.EXPORT,
-        owner=owner,
-        token=row.token + 1,
-        due_time=now + to_micros(lease_s),
-        num_claims=row.num_claims + 1,
-        start_time=now if row.start_time is None else row.start_time,
-        message="",
-    )
-    job = _job(_row(connection, row.job_id))
-    return ExportClaim(Lease(row.job_id, row.token + 1, owner), job, row.num_claims + 1)
+    lease = take_row(connection, row, Stage.EXPORT, owner, now, lease_s, message="")
+    return ExportClaim(lease, _job(_row(connection, row.job_id)), row.num_claims + 1)
 
 
 def _row(connection: sa.Connection, job_id: str) -> Any:

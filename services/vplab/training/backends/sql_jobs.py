@@ -9,10 +9,8 @@ import hashlib
 import json
 import random
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -20,12 +18,25 @@ import structlog
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from vplab.errors import AlreadyExists, DataLoss, ResourceExhausted, Unavailable
+from vplab.errors import DataLoss, ResourceExhausted, Unavailable
 from vplab.runtime.database import open_engine
 from vplab.training.backends._job_json import event_from_json, event_to_json, plan_from_json, plan_to_json
+from vplab.training.backends._job_rows import (
+    due_row,
+    forget_old_jobs,
+    insert_job,
+    leased_row,
+    now_micros,
+    put_back_row,
+    renew_row,
+    requested_row,
+    take_row,
+    to_time,
+    update_row,
+)
 from vplab.training.backends.sql_migrations import migrate
 from vplab.training.backends.sql_schema import checkpoints, events, jobs
-from vplab.training.errors import LeaseLost, NoSuchJob, SequenceOutOfRange
+from vplab.training.errors import NoSuchJob, SequenceOutOfRange
 from vplab.training.values import (
     TERMINAL_STATES,
     Checkpoint,
@@ -48,7 +59,6 @@ Value = TypeVar("Value")
 
 _log = structlog.get_logger(__name__)
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _THREADS: Final = 4
 _ATTEMPTS: Final = 6
 # PostgreSQL: serialization failure, deadlock, lock not available.
@@ -131,12 +141,7 @@ class SqlJobs:
 
     async def renew(self, lease: Lease, lease_s: float) -> None:
         """Move the end of a lease."""
-
-        def move(connection: sa.Connection) -> None:
-            row = leased_row(connection, lease)
-            update_row(connection, row, due_time=now_micros(connection) + to_micros(lease_s))
-
-        await self.write(move)
+        await self.write(lambda connection: renew_row(connection, lease, lease_s))
 
     async def record(self, lease: Lease, reports: Sequence[Report]) -> None:
         """Append events, all or none."""
@@ -164,11 +169,7 @@ class SqlJobs:
         """Queue a job again."""
 
         def release(connection: sa.Connection) -> None:
-            row = leased_row(connection, lease)
-            due_time = now_micros(connection) + to_micros(delay_s)
-            num_claims = row.num_claims if counts else max(0, row.num_claims - 1)
-            waiting = {"state": JobState.QUEUED, "stage": Stage.QUEUE, "due_time": due_time}
-            update_row(connection, row, **waiting, num_claims=num_claims, message=message)
+            put_back_row(connection, lease, delay_s, message, counts=counts)
             _append_job(connection, lease.job_id)
 
         await self.write(release)
@@ -245,79 +246,22 @@ def _create(connection: sa.Connection, job: NewJob, keep_jobs: int) -> Job:
     return _append_job(connection, job_id)
 
 
-def insert_job(connection: sa.Connection, kind: JobKind, request_id: str, fingerprint: str, plan: str) -> str:
-    """Queue a job of any kind and return its id."""
-    now, job_id = now_micros(connection), uuid.uuid4().hex
-    values = {
-        "job_id": job_id,
-        "kind": kind,
-        "request_id": request_id,
-        "fingerprint": fingerprint,
-        "plan": plan,
-        "state": JobState.QUEUED,
-        "stage": Stage.QUEUE,
-        "committed": False,
-        "message": "",
-        "create_time": now,
-        "owner": "",
-        "token": 0,
-        "due_time": now,
-        "num_claims": 0,
-        "last_event": 0,
-    }
-    connection.execute(sa.insert(jobs).values(values))
-    return job_id
-
-
 def _requested(connection: sa.Connection, request_id: str, fingerprint: str) -> Job | None:
     row = requested_row(connection, request_id, fingerprint)
     return None if row is None else _job(row)
 
 
-def requested_row(connection: sa.Connection, request_id: str, fingerprint: str) -> Any:
-    """Return the row of the job of any kind that has this request_id, or None. Raises AlreadyExists."""
-    row = connection.execute(sa.select(jobs).where(jobs.c.request_id == request_id)).first()
-    if row is None:
-        return None
-    if row.fingerprint != fingerprint:
-        message = "the request_id was used for a different request"
-        raise AlreadyExists(message, reason="REQUEST_ID_REUSED", metadata={"request_id": request_id})
-    return row
-
-
-def forget_old_jobs(connection: sa.Connection, keep_jobs: int) -> None:
-    ended = sa.select(jobs.c.number).where(jobs.c.state.in_(TERMINAL_STATES)).order_by(jobs.c.number.desc())
-    oldest_kept = connection.execute(ended.offset(keep_jobs - 1).limit(1)).scalar()
-    if oldest_kept is not None:
-        connection.execute(sa.delete(jobs).where(jobs.c.state.in_(TERMINAL_STATES), jobs.c.number < oldest_kept))
-
-
 def _claim(connection: sa.Connection, owner: str, lease_s: float) -> Claim | None:
     now = now_micros(connection)
-    waits = jobs.c.state.in_((JobState.QUEUED, JobState.RUNNING)) & (jobs.c.due_time <= now)
-    waits &= jobs.c.kind == JobKind.TUNING
-    # A row that another replica is just taking is passed over, not waited for.
-    query = sa.select(jobs).where(waits).order_by(jobs.c.number).limit(1).with_for_update(skip_locked=True)
-    row = connection.execute(query).first()
+    row = due_row(connection, JobKind.TUNING, now)
     if row is None:
         return None
     message = f"taken over from {row.owner}, which was heard of no more" if row.state == JobState.RUNNING else ""
-    update_row(
-        connection,
-        row,
-        state=JobState.RUNNING,
-        stage=Stage.FETCH,
-        owner=owner,
-        token=row.token + 1,
-        due_time=now + to_micros(lease_s),
-        num_claims=row.num_claims + 1,
-        start_time=now if row.start_time is None else row.start_time,
-        message=message,
-    )
+    lease = take_row(connection, row, Stage.FETCH, owner, now, lease_s, message)
     job = _append_job(connection, row.job_id)
     queued_s = (now if row.start_time is None else row.start_time) - row.create_time
     return Claim(
-        lease=Lease(row.job_id, row.token + 1, owner),
+        lease=lease,
         job=job,
         checkpoint=_checkpoint(connection, row.number),
         num_claims=row.num_claims + 1,
@@ -367,40 +311,12 @@ def _append(connection: sa.Connection, row: Any, event: Progress | Preview | Job
     connection.execute(sa.insert(events).values(values))
 
 
-def leased_row(connection: sa.Connection, lease: Lease) -> Any:
-    """Return the job's row, locked, if the lease is its current one. Raises LeaseLost."""
-    row = connection.execute(sa.select(jobs).where(jobs.c.job_id == lease.job_id).with_for_update()).first()
-    if row is None or row.token != lease.token or row.state != JobState.RUNNING:
-        raise LeaseLost(lease.job_id)
-    return row
-
-
 def _row(connection: sa.Connection, job_id: str, *, lock: bool = False) -> Any:
     query = sa.select(jobs).where(jobs.c.job_id == job_id, jobs.c.kind == JobKind.TUNING)
     row = connection.execute(query.with_for_update() if lock else query).first()
     if row is None:
         raise NoSuchJob(f"tuningJobs/{job_id}")
     return row
-
-
-def update_row(connection: sa.Connection, row: Any, **values: Any) -> None:
-    connection.execute(sa.update(jobs).where(jobs.c.number == row.number).values(values))
-
-
-def now_micros(connection: sa.Connection) -> int:
-    """Return the database's time; SQLite's is this machine's."""
-    if connection.dialect.name == "sqlite":
-        return time.time_ns() // 1000
-    query = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
-    return int(connection.execute(query).scalar_one())
-
-
-def to_micros(seconds: float) -> int:
-    return round(seconds * 1e6)
-
-
-def to_time(micros: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=micros)
 
 
 def _result_to_json(result: TuningResult, promotion: str) -> str:

@@ -3,19 +3,15 @@
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import Final
 
 import structlog
 
-from vplab.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable, VPLabError
-from vplab.training.core.leasing import patiently, while_leased
+from vplab.errors import Unavailable, VPLabError
+from vplab.training.core.leasing import AWAY_S, WORTH_ANOTHER_TRY, patiently, while_leased, work_through
 from vplab.training.core.wake_up import WakeUp
 from vplab.training.errors import LeaseLost
 from vplab.training.ports import BundleMaker, ExportStore
 from vplab.training.values import ExportClaim, ExportDraft, ExportJob, JobState, Lease, ModelRef
-
-_AWAY_S: Final = 2.0
-_WORTH_ANOTHER_TRY: Final = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
 
 _log = structlog.get_logger(__name__)
 
@@ -57,15 +53,8 @@ class Exporter:
 
     async def run(self) -> None:
         """Make bundles, oldest order first, for ever."""
-        while True:
-            changed = self.wake_up.changed
-            claim = await patiently(lambda: self.store.claim(self.owner, self.lease_s))
-            if claim is not None:
-                await self._work_on(claim)
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.poll_s):
-                    await changed.wait()
+        claim = self.store.claim
+        await work_through(lambda: claim(self.owner, self.lease_s), self._work_on, self.wake_up, self.poll_s)
 
     async def _work_on(self, claim: ExportClaim) -> None:
         _log.info("export_taken", job=claim.job.name, num_claims=claim.num_claims)
@@ -86,10 +75,10 @@ class Exporter:
         try:
             # Nobody can cancel an export, so nothing need tell that a lease may have been lost.
             bundle = await while_leased(self.store, claim.lease, self.lease_s, WakeUp(), work)
-        except _WORTH_ANOTHER_TRY as error:
+        except WORTH_ANOTHER_TRY as error:
             _log.warning("export_put_back", job=claim.job.name, error=error.message)
             message = f"waits: {error.message}"
-            await patiently(lambda: self.store.put_back(claim.lease, _AWAY_S, message))
+            await patiently(lambda: self.store.put_back(claim.lease, AWAY_S, message))
         except LeaseLost:
             raise
         except VPLabError as error:

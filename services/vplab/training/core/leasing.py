@@ -1,21 +1,27 @@
-"""Work that lasts as long as its lease, and patience with a database or registry that is away."""
+"""The loop over a job queue, work that lasts as long as its lease, and patience with what is away."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeVar
+from typing import Final, Never, Protocol, TypeVar
 
 import structlog
 
-from vplab.errors import DeadlineExceeded, ResourceExhausted, Unavailable
+from vplab.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 from vplab.training.core.wake_up import WakeUp
 from vplab.training.errors import LeaseLost
 from vplab.training.values import Lease
 
 Value = TypeVar("Value")
 
+Claimed = TypeVar("Claimed")
+
 RETRY_S: Final = (0.2, 15.0)
+AWAY_S: Final = 2.0
+"""Time after which a job is due again that failed because another service is away."""
+WORTH_ANOTHER_TRY: Final = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
+"""Errors that say nothing against the job itself."""
 _RENEWALS: Final = 3
 """Of a lease in its time: two may be late."""
 
@@ -26,6 +32,25 @@ class Renews(Protocol):
     """The part of a store that leases need."""
 
     async def renew(self, lease: Lease, lease_s: float) -> None: ...
+
+
+async def work_through(
+    claim: Callable[[], Awaitable[Claimed | None]],
+    work_on: Callable[[Claimed], Awaitable[None]],
+    wake_up: WakeUp,
+    poll_s: float,
+) -> Never:
+    """Work on what ``claim`` takes, one at a time, for ever; where nothing is due look again after ``poll_s``, or when
+    told."""
+    while True:
+        changed = wake_up.changed
+        claimed = await patiently(claim)
+        if claimed is not None:
+            await work_on(claimed)
+            continue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(poll_s):
+                await changed.wait()
 
 
 async def while_leased(store: Renews, lease: Lease, lease_s: float, cancelled: WakeUp, work: Awaitable[Value]) -> Value:

@@ -5,17 +5,22 @@ goes on elsewhere from its last checkpoint once the lease expires; what a traine
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 import structlog
 
-from vplab.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable, VPLabError
+from vplab.errors import Unavailable, VPLabError
 from vplab.training import metrics
-from vplab.training.core.leasing import RETRY_S, patiently, while_leased
+from vplab.training.core.leasing import (
+    AWAY_S,
+    RETRY_S,
+    WORTH_ANOTHER_TRY,
+    patiently,
+    while_leased,
+    work_through,
+)
 from vplab.training.core.wake_up import WakeUp
 from vplab.training.errors import LeaseLost, WorkerDied
 from vplab.training.ports import Executor, JobStore, ModelSource
@@ -31,8 +36,6 @@ from vplab.training.values import (
     TuningResult,
 )
 
-_AWAY_S: Final = 2.0
-_WORTH_ANOTHER_TRY: Final = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
 _BEFORE, _AFTER, _PROMOTED = "validation_iou_before", "validation_iou_after", "validation_iou_promoted"
 _KNOWN = "validation_images_known_to_promoted"
 
@@ -57,15 +60,8 @@ class Trainer:
 
     async def run(self) -> None:
         """Work on jobs, oldest first, for ever."""
-        while True:
-            changed = self.wake_up.changed
-            claim = await patiently(lambda: self.store.claim(self.owner, self.lease_s))
-            if claim is not None:
-                await self._work_on(claim)
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.poll_s):
-                    await changed.wait()
+        claim = self.store.claim
+        await work_through(lambda: claim(self.owner, self.lease_s), self._work_on, self.wake_up, self.poll_s)
 
     async def _work_on(self, claim: Claim) -> None:
         log = _log.bind(job=claim.job.name, token=claim.lease.token)
@@ -92,7 +88,7 @@ class Trainer:
             result, promotion = await while_leased(
                 self.store, claim.lease, self.lease_s, self.cancelled, self._tune(claim)
             )
-        except _WORTH_ANOTHER_TRY as error:
+        except WORTH_ANOTHER_TRY as error:
             await self._put_back(claim, error)
         except LeaseLost:
             raise
@@ -133,7 +129,7 @@ class Trainer:
     async def _put_back(self, claim: Claim, error: VPLabError) -> None:
         """Queue the job again: after a dead worker ever later, after a service that is away once it may be back."""
         died = isinstance(error, WorkerDied)
-        delay_s = min(RETRY_S[0] * 2 ** (claim.num_claims - 1), RETRY_S[1]) if died else _AWAY_S
+        delay_s = min(RETRY_S[0] * 2 ** (claim.num_claims - 1), RETRY_S[1]) if died else AWAY_S
         _log.warning("job_put_back", job=claim.job.name, error=error.message, delay_s=delay_s)
         metrics.PUT_BACK.labels("worker_died" if died else "dependency").inc()
         message = f"waits: {error.message}"
