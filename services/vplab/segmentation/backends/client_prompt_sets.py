@@ -13,7 +13,7 @@ import structlog
 
 from vplab.client import AsyncSnapshots, Snapshot
 from vplab.client.registry.area import AsyncRegistry
-from vplab.client.registry.publishing import ensure_artifact
+from vplab.client.registry.publishing import ensure_artifact, find_among_newest
 from vplab.client.registry.values import Lineage, Manifest, Version
 from vplab.errors import AlreadyExists, DeadlineExceeded, InvalidInput, NotFound, Unavailable
 from vplab.segmentation import prompt_set_files as files
@@ -48,21 +48,18 @@ class ClientPromptSets:
 
     async def find_request(self, prompt_set_id: str, request_id: str, request_digest: str) -> PromptSet | None:
         """Look for the request among the newest versions: each says in its spec which request made it."""
-        searched = 0
-        try:
-            async for version in self._registry.list_versions(f"artifacts/{prompt_set_id}"):
-                if version.manifest.spec.get("request_id") == request_id:
-                    if version.manifest.spec.get("request_digest") != request_digest:
-                        message = f"request {request_id} made {version.name} from something else"
-                        metadata = {"request_id": request_id}
-                        raise AlreadyExists(message, reason="REQUEST_ID_REUSED", metadata=metadata)
-                    return await self._open(version)
-                searched += 1
-                if searched == _MAX_SEARCHED:
-                    break
-        except NotFound:
-            pass
-        return None
+        found = await find_among_newest(
+            self._registry,
+            f"artifacts/{prompt_set_id}",
+            lambda version: version.manifest.spec.get("request_id") == request_id,
+            _MAX_SEARCHED,
+        )
+        if found is None:
+            return None
+        if found.manifest.spec.get("request_digest") != request_digest:
+            message = f"request {request_id} made {found.name} from something else"
+            raise AlreadyExists(message, reason="REQUEST_ID_REUSED", metadata={"request_id": request_id})
+        return await self._open(found)
 
     async def publish(
         self, draft: PromptSetDraft, content: PromptSetContent, segmenter: ModelRef, feature_encoder: ModelRef

@@ -8,11 +8,9 @@ from typing import Final
 from vplab.client.registry import publishing
 from vplab.client.registry.area import AsyncRegistry
 from vplab.client.registry.values import Lineage, Manifest, Version
-from vplab.errors import NotFound
 from vplab.training.values import ModelRef, TuningPlan, TuningResult
 
 PARITY_PASSED: Final = "parity_passed"
-_MAX_SEARCHED: Final = 100
 
 
 class ClientAdapterVersions:
@@ -23,17 +21,12 @@ class ClientAdapterVersions:
 
     async def find(self, plan: TuningPlan, job_name: str) -> TuningResult | None:
         """Look for a job's adapter among the newest versions; each says in its description which job made it."""
-        searched = 0
-        try:
-            async for version in self._registry.list_versions(f"artifacts/{plan.adapter_id}"):
-                if version.manifest.description == _description(plan, job_name):
-                    return _result(version)
-                searched += 1
-                if searched == _MAX_SEARCHED:
-                    break
-        except NotFound:
-            pass
-        return None
+        found = await publishing.find_among_newest(
+            self._registry,
+            f"artifacts/{plan.adapter_id}",
+            lambda version: version.manifest.description == _description(plan, job_name),
+        )
+        return None if found is None else _result(found)
 
     async def publish(
         self,

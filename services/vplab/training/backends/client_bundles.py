@@ -5,7 +5,6 @@ import json
 import shutil
 import uuid
 from pathlib import Path
-from typing import Final
 
 from vplab.client import AsyncSnapshots, Snapshot
 from vplab.client.registry import publishing
@@ -15,8 +14,6 @@ from vplab.errors import FailedPrecondition, NotFound
 from vplab.training.errors import AdapterBaseMismatch, ModelUnsupported
 from vplab.training.values import ExportDraft, ExportPlan, ModelRef
 from vplab.vision.images import ImageLimits
-
-_MAX_SEARCHED: Final = 100
 
 
 class ClientBundles:
@@ -103,17 +100,12 @@ class ClientBundles:
 
     async def _find(self, plan: ExportPlan, job_name: str) -> ModelRef | None:
         """Look for what the job published before its process died; each version says which job made it."""
-        searched = 0
-        try:
-            async for version in self._registry.list_versions(f"artifacts/{plan.bundle_id}"):
-                if version.manifest.description == _description(plan, job_name):
-                    return ModelRef(version.name, version.digest)
-                searched += 1
-                if searched == _MAX_SEARCHED:
-                    break
-        except NotFound:
-            pass
-        return None
+        found = await publishing.find_among_newest(
+            self._registry,
+            f"artifacts/{plan.bundle_id}",
+            lambda version: version.manifest.description == _description(plan, job_name),
+        )
+        return None if found is None else ModelRef(found.name, found.digest)
 
     async def _check_bundle(self, bundle_id: str) -> None:
         try:

@@ -2,13 +2,13 @@
 
 import json
 import mimetypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vplab.client.registry.values import ArtifactKind, BlobFile
-from vplab.errors import AlreadyExists, FailedPrecondition, InvalidInput
+from vplab.client.registry.values import ArtifactKind, BlobFile, Version
+from vplab.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from vplab.client.registry.area import AsyncRegistry
@@ -48,6 +48,26 @@ async def ensure_artifact(
         found = await registry.get_artifact(f"artifacts/{artifact_id}")
         if found.kind != kind:
             raise FailedPrecondition(f"{found.name} holds {found.kind} versions, not {kind}") from None
+
+
+async def find_among_newest(
+    registry: "AsyncRegistry", artifact: str, is_it: Callable[[Version], bool], most: int = 100
+) -> Version | None:
+    """Return the newest of an artifact's last ``most`` versions that ``is_it``; None too where the artifact is not.
+
+    What publishes once for each request or job finds its own work so: a repeat comes soon after.
+    """
+    searched = 0
+    try:
+        async for version in registry.list_versions(artifact):
+            if is_it(version):
+                return version
+            searched += 1
+            if searched == most:
+                break
+    except NotFound:
+        pass
+    return None
 
 
 def read_spec(files: Mapping[str, str | PathLike[str]]) -> Mapping[str, Any]:
