@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from pictures import Picture, make_pictures
 from work import Click, Work
 
+from vplab.bench.pictures import Picture, make_pictures
 from vplab.bench.requests import Requests, unique_jpeg
 from vplab.bench.samples import OK, Samples, figures
 

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pictures import Picture, make_pictures
 from servers import SERVERS, Server, cpu_seconds, digest_of, free_port
 from work import Click, Mask, Work
 
 from vplab.bench.generators import Generators
 from vplab.bench.load import Step
+from vplab.bench.pictures import Picture, make_pictures
 from vplab.bench.samples import figures
 from vplab.evaluation.software import describe_software
 

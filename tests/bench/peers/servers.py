@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from pictures import Picture
 from work import Mask
 
 from vplab.api.embedding.v1 import embedding_service_pb2 as embedding_pb
 from vplab.api.segmentation.v1 import segmentation_service_pb2 as segmentation_pb
 from vplab.api.vision.v1 import vision_pb2
 from vplab.bench.grpc_calls import GrpcCalls
+from vplab.bench.pictures import Picture
 from vplab.bench.ports import CallFailed, Target
 from vplab.bench.requests import Requests, unique_jpeg
 

@@ -1,9 +1,9 @@
 """The work that every server of this comparison does for a call, made of ``vplab.vision``.
 
-A click: tokens of the point, the decoder graph on an embedding that is kept by digest, the colours' evidence, the
-resize to the image's own size, the threshold, and run lengths. An image: decoding, preprocessing, the encoder graph, and
-keeping the embedding in half precision. Nothing here knows of any server. What does not depend on a click is made once
-per image.
+A click: tokens of the point, the decoder graph on an embedding that is kept by digest, the evidence of the colours, the
+resize to the size of the image, the threshold, and run lengths. An image: decoding, preprocessing, the encoder graph,
+and keeping the embedding in half precision. Nothing here knows of any server. What does not depend on a click is made
+once per image.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ from vplab.bench.requests import Requests
 from vplab.bench.samples import Samples
 from vplab.errors import Internal, Unavailable
 
-_START_TIMEOUT_S: Final = 60.0
+_GRACE_S: Final = 60.0
 _LEAD_S: Final = 0.1  # all have the message before the first begins
 _READY, _STOP = "ready", "stop"
 
@@ -33,6 +33,7 @@ class Generators:
         self.num_processes = num_processes
         self._pipes: list[Pipe] = []
         self._processes: list[Any] = []
+        self._timeout_s = 0.0
 
     def __enter__(self) -> "Generators":
         # Not fork: a copy of a process with gRPC's threads may hang.
@@ -47,7 +48,7 @@ class Generators:
                 self._pipes.append(ours)
                 self._processes.append(process)
         try:
-            self._answers(_START_TIMEOUT_S)
+            self._answers(_GRACE_S)
         except BaseException:
             self.__exit__()
             raise
@@ -68,16 +69,26 @@ class Generators:
         Returns what each saw, and whether the step went to its end: Ctrl-C ends it early.
         Raises Unavailable if a generator dies, Internal if one fails.
         """
+        self.begin(step)
+        planned_s = _LEAD_S + step.warm_up_s + step.duration_s + step.timeout_s
+        try:
+            return self._answers(planned_s + _GRACE_S), True
+        except KeyboardInterrupt:
+            return self.stop()
+
+    def begin(self, step: Step) -> None:
+        """Begin a step; ``stop`` ends it."""
+        self._timeout_s = step.timeout_s
         begin = time.monotonic() + _LEAD_S
         for pipe, share in zip(self._pipes, _shares(step, self.num_processes), strict=True):
             pipe.send((share, begin))
-        planned_s = _LEAD_S + step.warm_up_s + step.duration_s + step.timeout_s
-        try:
-            return self._answers(planned_s + _START_TIMEOUT_S), True
-        except KeyboardInterrupt:
-            for pipe in self._pipes:
-                pipe.send(_STOP)
-            return self._answers(step.timeout_s + _START_TIMEOUT_S), False
+
+    def stop(self) -> tuple[list[Samples], bool]:
+        """End a step early, unless it has ended; returns as ``run``, and raises as it does."""
+        is_whole = all(pipe.poll() for pipe in self._pipes)
+        for pipe in self._pipes:
+            pipe.send(_STOP)
+        return self._answers(self._timeout_s + _GRACE_S), is_whole
 
     def _answers(self, timeout_s: float) -> list[Any]:
         """Wait for one message of each process; those that arrived before a Ctrl-C are kept for the next call."""

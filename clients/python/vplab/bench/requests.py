@@ -8,25 +8,30 @@ UNIQUE = b"@vplab-bench----"
 
 
 class Requests:
-    """Bodies taken in turn; a body with the placeholder is another one each time."""
+    """Bodies taken in turn; each placeholder in one is filled with something new each time."""
 
     def __init__(self, bodies: Sequence[bytes]) -> None:
         if not bodies:
             raise ValueError("a load needs at least one request")
-        self._parts = [body.partition(UNIQUE) for body in bodies]
+        self._parts = [body.split(UNIQUE) for body in bodies]
         self._nonce = b""
+        self._count = 0
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def body(self, index: int) -> bytes:
-        """Return the body of the call with that number; numbers below 2 ** 32 differ."""
-        head, placeholder, tail = self._parts[index % len(self._parts)]
-        if not placeholder:
-            return head
+        """Return the body of the call with that number. What it is filled with is of this process and this moment."""
+        parts = self._parts[index % len(self._parts)]
+        if len(parts) == 1:
+            return parts[0]
         if not self._nonce:
-            self._nonce = os.urandom(4).hex().encode()  # of this process: two generators never send the same image
-        return b"".join((head, self._nonce, b"%08x" % index, tail))
+            self._nonce = os.urandom(4).hex().encode()  # two generators never send the same image
+        filled = [parts[0]]
+        for part in parts[1:]:
+            filled += (self._nonce, b"%08x" % self._count, part)
+            self._count += 1
+        return b"".join(filled)
 
 
 def unique_jpeg(data: bytes) -> bytes:

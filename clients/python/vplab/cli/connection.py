@@ -7,7 +7,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ class Where:
     address: str | None = None
     """One address for all."""
     addresses: dict[Area, str | None] = field(default_factory=dict)
+    metrics_ports: Mapping[Area, int] = field(default_factory=dict)
+    """Where services that are started here expose their metrics; those not in it expose none."""
 
     def named(self) -> dict[Area, str]:
         """Return every address that was given on the command line or in the environment."""
@@ -57,7 +59,10 @@ async def connected(where: Where, needs: Sequence[Area]) -> AsyncIterator[AsyncC
             yield client
         return
     where.home.create()
-    async with _local_addresses(where.home, needed_by(needs)) as addresses, AsyncClient(**addresses) as client:  # type: ignore[arg-type]
+    async with (
+        _local_addresses(where, needed_by(needs)) as addresses,
+        AsyncClient(**addresses) as client,  # type: ignore[arg-type]
+    ):
         yield client
 
 
@@ -78,7 +83,8 @@ async def deployed(deployment: LocalDeployment) -> AsyncIterator[float]:
 
 
 @asynccontextmanager
-async def _local_addresses(home: Home, areas: Sequence[Area]) -> AsyncIterator[dict[Area, str]]:
+async def _local_addresses(where: Where, areas: Sequence[Area]) -> AsyncIterator[dict[Area, str]]:
+    home = where.home
     give_up = time.monotonic() + _JOIN_TIMEOUT_S
     told = False
     with FileLock(home.deployment_lock) as lock:
@@ -95,7 +101,8 @@ async def _local_addresses(home: Home, areas: Sequence[Area]) -> AsyncIterator[d
             await asyncio.sleep(_POLL_S)
         folder = Path(tempfile.mkdtemp(prefix="vplab-"))
         try:
-            deployment = LocalDeployment(home, {area: _own_address(folder, area) for area in areas})
+            own = {area: _own_address(folder, area) for area in areas}
+            deployment = LocalDeployment(home, own, metrics_ports=where.metrics_ports)
             with messages.status("starting the services"):
                 running = deployed(deployment)
                 await running.__aenter__()

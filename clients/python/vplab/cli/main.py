@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vplab.cli import dataset, exit_codes, models, running
+from vplab.cli.bench import bench
 from vplab.cli.connection import Where
 from vplab.cli.demo import demo
 from vplab.cli.evaluate import evaluate
@@ -77,6 +78,7 @@ def before_the_verb(
     )
 
 
+app.command()(bench)
 app.command()(demo)
 app.command()(evaluate)
 app.command()(prompt)

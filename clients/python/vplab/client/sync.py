@@ -5,7 +5,7 @@ There is no second implementation: each method below is the asyncio method, and 
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from functools import cached_property, update_wrapper
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -202,6 +202,11 @@ class Client:
             options=options,
         )
         self._loop = _Loop()
+
+    @property
+    def addresses(self) -> Mapping[Area, str]:
+        """The address of each area that has one."""
+        return self._client.addresses
 
     @cached_property
     def registry(self) -> Registry:

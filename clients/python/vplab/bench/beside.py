@@ -1,0 +1,102 @@
+"""Clicks while the same machine embeds in bulk."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from vplab.bench.generators import Generators
+from vplab.bench.load import Step
+from vplab.bench.measuring import Measuring, Row, Stopped
+from vplab.bench.pictures import Picture
+from vplab.bench.requests import Requests, unique_jpeg
+from vplab.bench.samples import figures
+from vplab.bench.site import Site
+from vplab.bench.works import Work
+
+BulkName = Literal["precompute", "stream"]
+BULKS: tuple[BulkName, ...] = get_args(BulkName)
+_CALLERS = 8
+"""Images in flight: more than a machine works on at once."""
+_PROBE_S = 2.0
+_SURPLUS = 1.5
+"""A job gets this much more than the machine was seen to embed in the time, so that it lasts until the end."""
+_MAX_IMAGES = 4000
+_NUM_AHEAD = 4
+"""Images that are done before the clicks begin: then the job is under way."""
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """Work in bulk that goes on while clicks are measured."""
+
+    kind: BulkName
+    site: Site
+    pictures: Sequence[Picture]
+    measuring: Measuring
+
+    @contextmanager
+    def going_on(self) -> Iterator[Row]:
+        """Keep the machine busy; the row is filled when the context ends."""
+        done: Row = {"kind": self.kind}
+        with self._precomputing(done) if self.kind == "precompute" else self._streaming(done):
+            yield done
+
+    @contextmanager
+    def _streaming(self, done: Row) -> Iterator[None]:
+        with self._embedding() as generators:
+            generators.begin(self._step(self._needed_s() + self.measuring.timeout_s))
+            try:
+                yield
+            finally:
+                parts, ended = generators.stop()
+                found = figures(parts)
+                done.update(images_per_s=found["throughput_per_s"], lasted=not ended, errors=found["errors"])
+
+    @contextmanager
+    def _precomputing(self, done: Row) -> Iterator[None]:
+        with self._embedding() as generators:
+            parts, is_whole = generators.run(self._step(_PROBE_S))
+        if not is_whole:
+            raise Stopped({})
+        rate = figures(parts)["throughput_per_s"]
+        number = min(_MAX_IMAGES, max(20, round(_SURPLUS * rate * self._needed_s())))
+        client = self.site.client
+        files = Requests([unique_jpeg(picture.data) for picture in self.pictures])
+        digests = [
+            client.registry.upload_bytes(files.body(index), as_path="image.jpg").sha256 for index in range(number)
+        ]
+        job = client.embedding.precompute(self.site.called.encoder, blob_digests=digests)
+        try:
+            while job.num_done < _NUM_AHEAD and not job.is_done:
+                time.sleep(0.05)
+                job = client.embedding.get_precompute_job(job.name)
+            began, before = time.monotonic(), job.num_done
+            yield
+            job = client.embedding.get_precompute_job(job.name)
+            rate = (job.num_done - before) / (time.monotonic() - began)
+            done.update(images_per_s=rate, lasted=not job.is_done, num_failed=job.num_failed)
+        finally:
+            if not job.is_done:
+                client.embedding.cancel_precompute_job(job.name)
+
+    def _embedding(self) -> Generators:
+        work = self.site.called.embeddings(self.pictures)
+        return Generators(work.target, work.requests)
+
+    def _step(self, duration_s: float) -> Step:
+        return Step(_CALLERS, duration_s, 0.0, timeout_s=self.measuring.timeout_s)
+
+    def _needed_s(self) -> float:
+        return self.measuring.warm_up_s + self.measuring.duration_s
+
+
+def clicks_beside(measuring: Measuring, clicks: Work, bulk: Bulk, rate_per_s: float, num_pairs: int) -> Iterator[Row]:
+    """Measure clicks that arrive at a rate on the idle machine, then beside the bulk, as many times as pairs."""
+    with measuring.calling(clicks):
+        for pair in range(num_pairs):
+            yield {"pair": pair, "is_busy": False, **measuring.arriving(rate_per_s)}
+            with bulk.going_on() as done:
+                row = measuring.arriving(rate_per_s)
+            yield {"pair": pair, "is_busy": True, **row, "bulk": done}
