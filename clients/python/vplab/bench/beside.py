@@ -13,6 +13,7 @@ from vplab.bench.pictures import Picture
 from vplab.bench.requests import Requests, unique_jpeg
 from vplab.bench.samples import figures
 from vplab.bench.site import Site
+from vplab.bench.stages import read_series
 from vplab.bench.works import Work
 
 BulkName = Literal["precompute", "stream"]
@@ -23,8 +24,9 @@ _PROBE_S = 2.0
 _SURPLUS = 1.5
 """A job gets this much more than the machine was seen to embed in the time, so that it lasts until the end."""
 _MAX_IMAGES = 4000
-_NUM_AHEAD = 4
-"""Images that are done before the clicks begin: then the job is under way."""
+_MORE_S = 3.0
+"""Beside the clicks' time: until the job begins, and until it is asked how it stands."""
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Bulk:
         if not is_whole:
             raise Stopped({})
         rate = figures(parts)["throughput_per_s"]
-        number = min(_MAX_IMAGES, max(20, round(_SURPLUS * rate * self._needed_s())))
+        number = min(_MAX_IMAGES, max(20, round(_SURPLUS * rate * (self._needed_s() + _MORE_S))))
         client = self.site.client
         files = Requests([unique_jpeg(picture.data) for picture in self.pictures])
         digests = [
@@ -69,17 +71,30 @@ class Bulk:
         ]
         job = client.embedding.precompute(self.site.called.encoder, blob_digests=digests)
         try:
-            while job.num_done < _NUM_AHEAD and not job.is_done:
-                time.sleep(0.05)
+            while job.state == "queued":
+                time.sleep(_POLL_S)
                 job = client.embedding.get_precompute_job(job.name)
-            began, before = time.monotonic(), job.num_done
+            began, before = time.monotonic(), self._num_embedded()
             yield
+            seen, seen_s = self._num_embedded(), time.monotonic() - began
             job = client.embedding.get_precompute_job(job.name)
-            rate = (job.num_done - before) / (time.monotonic() - began)
-            done.update(images_per_s=rate, lasted=not job.is_done, num_failed=job.num_failed)
+            lasted = not job.is_done
+            if lasted:
+                job = client.embedding.cancel_precompute_job(job.name)
+            if seen is None or before is None:  # a job notes its progress by the dozen, which is coarse
+                before, seen, seen_s = 0.0, job.num_done, time.monotonic() - began
+            done.update(images_per_s=(seen - before) / seen_s, lasted=lasted, num_failed=job.num_failed)
         finally:
             if not job.is_done:
                 client.embedding.cancel_precompute_job(job.name)
+
+    def _num_embedded(self) -> float | None:
+        """Return how many images of jobs the encoder has begun, by the service's own series; None where it has none."""
+        url = self.measuring.metrics_urls.get("embedding")
+        if url is None:
+            return None
+        name, wanted = "vplab_queue_wait_seconds_count", ("priority", "BATCH")
+        return sum(value for (series, labels), value in read_series(url).items() if series == name and wanted in labels)
 
     def _embedding(self) -> Generators:
         work = self.site.called.embeddings(self.pictures)

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from typing import Any, Final
 
-from vplab.bench.load import Load, Step
+from vplab.bench.load import MIN_CALLS, Load, Step
 from vplab.bench.ports import Target
 from vplab.bench.requests import Requests
 from vplab.bench.samples import Samples
@@ -70,7 +70,7 @@ class Generators:
         Raises Unavailable if a generator dies, Internal if one fails.
         """
         self.begin(step)
-        planned_s = _LEAD_S + step.warm_up_s + step.duration_s + step.timeout_s
+        planned_s = _LEAD_S + step.warm_up_s + step.duration_s + (1 + MIN_CALLS) * step.timeout_s
         try:
             return self._answers(planned_s + _GRACE_S), True
         except KeyboardInterrupt:

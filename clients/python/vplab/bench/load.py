@@ -17,6 +17,8 @@ from vplab.bench.schedules import poisson_arrivals
 # A caller that was refused waits before it comes again, as clients do; without it one full queue is a storm of calls.
 _PAUSE_AFTER_FAILURE_S: Final = 0.05
 _KEPT_ANSWERS: Final = 200
+MIN_CALLS: Final = 3
+"""A closed loop goes on until each caller has ended so many calls that count, however long they take."""
 # An open loop never waits for the server, so this is what bounds its memory. Calls beyond count as failures.
 MAX_OPEN_CALLS: Final = 4096
 BEYOND_GENERATOR: Final = "GENERATOR_FULL"
@@ -56,20 +58,23 @@ class Load:
         work = asyncio.create_task(self._open(window) if step.rate_per_s else self._closed(window))
         clock = asyncio.create_task(window.watch())
         await asyncio.wait({ending, clock}, return_when=asyncio.FIRST_COMPLETED)
-        window.close()
+        window.close(is_cut=stop.is_set())
         ending.cancel()
         clock.cancel()
         await work
+        window.extend()
         return window.samples()
 
     async def _closed(self, window: "_Window") -> None:
         await asyncio.gather(*(self._caller(window) for _ in range(window.step.num_callers)))
 
     async def _caller(self, window: "_Window") -> None:
-        while not window.is_over:
-            started = time.monotonic()
-            if await self._call(window, started) != OK:
+        num_counted = 0
+        while not window.is_over or (num_counted < MIN_CALLS and not window.is_cut):
+            due = time.monotonic()
+            if await self._call(window, due) != OK:
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE_S)
+            num_counted += window.counts(due)
 
     async def _open(self, window: "_Window") -> None:
         step = window.step
@@ -114,6 +119,7 @@ class _Window:
         self._cpu_clock = cpu_clock
         self._cpu_start = 0.0
         self._cpu_s = 0.0
+        self.is_cut = False
         self._due: list[float] = []
         self._began: list[float] = []
         self._ended: list[float] = []
@@ -130,16 +136,31 @@ class _Window:
         self._cpu_start = self._cpu_clock()
         await asyncio.sleep(max(0.0, self._end - time.monotonic()))
 
-    def close(self) -> None:
-        """End the window now, if it has not ended."""
+    def close(self, *, is_cut: bool) -> None:
+        """End the window now, if it has not ended. is_cut: that was before its time."""
         now = time.monotonic()
         self._end = min(self._end, now)
-        if now > self._start:
-            self._cpu_s = self._cpu_clock() - self._cpu_start
+        self.is_cut = is_cut
+        self._read_cpu(now)
+
+    def extend(self) -> None:
+        """Let the window of a closed loop last until its last call, where that took longer than planned.
+
+        Calls that take most of the window would otherwise be lost at its end, and with them the throughput.
+        """
+        now = time.monotonic()
+        is_slow = len(self._ended) <= MIN_CALLS * self.step.num_callers
+        if self.step.rate_per_s is None and is_slow and self._ended and not self.is_cut:
+            self._end = max(self._end, *self._ended)
+            self._read_cpu(now)
+
+    def counts(self, due: float) -> bool:
+        """Whether a call that was to start then is one of those that count."""
+        return due >= self._start
 
     def add(self, due: float, began: float, code: str, answer: bytes | None = None) -> None:
         """Take note of a call that has just ended."""
-        if due < self._start:
+        if not self.counts(due):
             return
         self._due.append(due)
         self._began.append(began)
@@ -160,3 +181,7 @@ class _Window:
             lag_s=began - due if self.step.rate_per_s else np.zeros(0),
             answers=tuple(self._answers),
         )
+
+    def _read_cpu(self, now: float) -> None:
+        if now > self._start:
+            self._cpu_s = self._cpu_clock() - self._cpu_start

@@ -127,7 +127,8 @@ class Site:
 
     def _stand_ins(self, segmenter: ModelReference, number: int) -> list[str]:
         base = self.client.registry.get_version(segmenter.name).manifest
-        artifact = self.client.registry.create_artifact(f"{self._id}-adapters", "adapter")
+        artifact_id = f"{self._id}-{len(self._published)}-{number}-adapters"
+        artifact = self.client.registry.create_artifact(artifact_id, "adapter")
         self._published.append(artifact.name)
         lineage = (Lineage("segmenter", segmenter.name, segmenter.digest),)
         return [
