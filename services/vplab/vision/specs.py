@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vplab.errors import InvalidInput
+from vplab.vision.adapters.spec import AdapterSpec, EPeftSpec
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Triple = tuple[float, float, float]
@@ -102,6 +103,14 @@ class ColourEvidence(_Spec):
     """Width of the background that counts, as a share of the mask's longer side."""
 
 
+class AdapterBankSpec(_Spec):
+    """A second graph of the same decoder that takes adapters as inputs (``vplab.vision.adapters.bank``)."""
+
+    graph: str = "bank.onnx"
+    adapter: Annotated[AdapterSpec, Field(discriminator="method")] = EPeftSpec()
+    """What the adapters are made of; those made otherwise are served by graphs of their own."""
+
+
 class SegmenterSpec(_Spec):
     """A prompt encoder with its mask decoder."""
 
@@ -124,6 +133,13 @@ class SegmenterSpec(_Spec):
     """Needs an encoder with an output of role ``colours``."""
     box_bounds_mask: bool = False
     """Whether the mask of a box alone ends where the box does; SAM's may go beyond, and so may one with clicks."""
+    adapter_bank: AdapterBankSpec | None = None
+    """Only in a segmenter's own version; an adapter version has its one adapter merged in."""
+
+    @property
+    def without_bank(self) -> "SegmenterSpec":
+        """What a decoder graph alone obeys."""
+        return self.model_copy(update={"adapter_bank": None})
 
 
 ModelSpec = Annotated[EncoderSpec | SegmenterSpec, Field(discriminator="kind")]

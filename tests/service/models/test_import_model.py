@@ -14,18 +14,20 @@ from torch import nn
 from fakes.graph_predictor import GraphPredictor, open_session
 from fakes.sam_checkpoints import write_dino_file, write_mobile_sam_checkpoint, write_sam_checkpoint
 from vplab.errors import FailedPrecondition, InvalidInput
-from vplab.training.models import importing
+from vplab.training.models import adapter_bank, importing
+from vplab.training.models.adapter_bank import random_adapter
 from vplab.training.models.catalogue import find_entry
 from vplab.training.models.checkpoint_files import sha256_of
 from vplab.training.models.compare import make_picture
-from vplab.training.models.imported import ImportedModel, ImportOptions, LineageLink
+from vplab.training.models.imported import BANK_IMAGE_SIZES_HW, ImportedModel, ImportOptions, LineageLink
 from vplab.training.models.importing import import_model
 from vplab.training.models.parity import ParityReport
+from vplab.vision.adapters.bank_layout import BANK_INPUT, INDEX_INPUT
 from vplab.vision.prompts import ObjectPrompt
 from vplab.vision.sam.onnx_encoder import encoder_to_onnx
-from vplab.vision.specs import EncoderSpec, spec_from_json
+from vplab.vision.specs import AdapterBankSpec, EncoderSpec, SegmenterSpec, spec_from_json
 
-QUICK = ImportOptions(parity_image_sizes_hw=((90, 120), (120, 90)))
+QUICK = ImportOptions(parity_image_sizes_hw=((90, 120), (120, 90)), bank_image_sizes_hw=())
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,34 @@ def test_each_artifact_has_its_files_and_they_agree_with_the_spec(imported: Impo
     assert isinstance(encoder, EncoderSpec)
     assert encoder.outputs[0].shape == segmenter.embedding_shape == (256, 8, 8)  # type: ignore[union-attr]
     assert encoder.preprocessing.mean_rgb == (123.675, 116.28, 103.53)
+
+
+@pytest.mark.slow
+def test_a_segmenter_comes_with_a_bank_that_was_compared_on_twenty_images(checkpoint: Path, tmp_path: Path) -> None:
+    options = replace(QUICK, bank_image_sizes_hw=BANK_IMAGE_SIZES_HW)
+    _, segmenter = import_model(checkpoint, out_dir=tmp_path, options=options).artifacts
+    assert isinstance(segmenter.spec, SegmenterSpec)
+    assert segmenter.spec.adapter_bank == AdapterBankSpec()
+    assert spec_from_json(segmenter.files["model.json"].read_bytes()) == segmenter.spec
+    session = open_session(segmenter.files["bank.onnx"])
+    assert [i.name for i in session.get_inputs()][-2:] == [BANK_INPUT, INDEX_INPUT]
+    report = ParityReport.model_validate_json(segmenter.files["bank_parity.json"].read_bytes())
+    assert report.passed
+    assert len(report.cases) == 12
+    assert all(len(set(case.image_sizes_hw)) == 20 for case in report.cases)
+
+
+@pytest.mark.slow
+def test_a_bank_that_answers_otherwise_is_not_imported(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_adapters(*arguments: object) -> tuple[object, object]:
+        adapted, row = random_adapter(*arguments)  # type: ignore[arg-type]
+        return adapted, row * np.float16(1.01)
+
+    monkeypatch.setattr(adapter_bank, "random_adapter", other_adapters)
+    with pytest.raises(FailedPrecondition, match=r"bank does not match .*: adapters mixed"):
+        import_model(checkpoint, out_dir=tmp_path, options=replace(QUICK, bank_image_sizes_hw=((90, 120), (80, 60))))
 
 
 def test_the_parity_report_lists_prompts_sizes_and_versions(imported: ImportedModel) -> None:
@@ -151,7 +181,7 @@ def test_a_graph_that_differs_from_its_model_is_refused_and_its_report_kept(
 @pytest.mark.slow
 def test_mobile_sam_is_imported_from_its_own_layout(tmp_path: Path) -> None:
     write_mobile_sam_checkpoint(tmp_path / "mobile_sam.pt")
-    options = ImportOptions(family="mobile_sam", parity_image_sizes_hw=((300, 400),))
+    options = ImportOptions(family="mobile_sam", parity_image_sizes_hw=((300, 400),), bank_image_sizes_hw=())
     encoder, segmenter = import_model(tmp_path / "mobile_sam.pt", out_dir=tmp_path, options=options).artifacts
     assert encoder.artifact_id == f"{find_entry('mobile-sam').name}-encoder"
     assert encoder.labels == {"family": "mobile_sam", "architecture": "vit_t"}

@@ -10,7 +10,7 @@ import torch
 
 from vplab.training.foundation.ablations import ablate, as_table, variants
 from vplab.training.foundation.evaluation import comparison, evaluate
-from vplab.training.foundation.export import export, load_model
+from vplab.training.foundation.export import add_bank, export, load_model
 from vplab.training.foundation.model_cards import write_model_cards
 from vplab.training.foundation.projection import fit_projection
 from vplab.training.foundation.sources import (
@@ -99,6 +99,12 @@ def export_pair(arguments: argparse.Namespace) -> None:
     export(model, arguments.output)
 
 
+def bank_segmenter(arguments: argparse.Namespace) -> None:
+    """Make the segmenter's bank graph anew."""
+    torch.set_num_threads(arguments.threads)
+    add_bank(arguments.models)
+
+
 def evaluate_pair(arguments: argparse.Namespace) -> None:
     """Measure the exported pair."""
     evaluate(
@@ -161,6 +167,11 @@ def command_line() -> argparse.ArgumentParser:
     step.add_argument("--output", type=Path, required=True)
     step.add_argument("--threads", type=int, default=2)
     step.set_defaults(call=export_pair)
+
+    step = steps.add_parser("bank", help="write the exported segmenter's graph that takes adapters anew")
+    step.add_argument("--models", type=Path, required=True, help="folder of nano-encoder and nano-segmenter")
+    step.add_argument("--threads", type=int, default=2)
+    step.set_defaults(call=bank_segmenter)
 
     step = steps.add_parser("evaluate", help="measure the exported pair; writes JSON")
     step.add_argument("--models", type=Path, required=True, help="folder of nano-encoder and nano-segmenter")

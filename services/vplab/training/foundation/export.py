@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from vplab.training.models.adapter_bank import encode_pictures, write_bank
 from vplab.training.models.compare import compare_encoder, compare_segmenter
+from vplab.training.models.half_weights import with_half_weights
 from vplab.training.models.parity import ParityCase, ParityReport, make_report
+from vplab.training.worker.decoder_weights import load_decoder
 from vplab.vision.nano.architecture import (
     COLOUR_EVIDENCE,
     COLOUR_STRIDE,
@@ -26,12 +27,18 @@ from vplab.vision.nano.architecture import (
 from vplab.vision.sam.build import SamModel
 from vplab.vision.sam.onnx_decoder import decoder_to_onnx
 from vplab.vision.sam.onnx_graph import batch_axis, to_onnx
-from vplab.vision.specs import EncoderSpec, OutputSpec, Preprocessing, SegmenterSpec
+from vplab.vision.specs import (
+    AdapterBankSpec,
+    EncoderSpec,
+    OutputSpec,
+    Preprocessing,
+    SegmenterSpec,
+    spec_from_json,
+)
 
 ENCODER, SEGMENTER = "nano-encoder", "nano-segmenter"
 ARCHITECTURE = "nano_mobilenetv2_100_stride16"
-_MIN_HALF_SIZE = 64
-"""Smaller constants (shapes, epsilons, sizes) stay as they are."""
+_PACKAGES = ("onnxruntime-gpu", "segment-anything")
 _PARITY_SIZES_HW = ((480, 640), (640, 480), (512, 512), (333, 517))
 
 
@@ -87,6 +94,23 @@ def export(model: NanoSegmenter, folder: Path) -> None:
     for directory, found in zip((encoder_dir, segmenter_dir), parity(model, folder), strict=True):
         found.require_passed(directory.name)
         (directory / "parity.json").write_text(found.model_dump_json(indent=2) + "\n")
+    add_bank(folder)
+
+
+def add_bank(folder: Path) -> None:
+    """Write the segmenter's bank graph beside its decoder's, and say so in its ``model.json``.
+
+    folder: as ``export`` wrote it. Raises FailedPrecondition if the graphs do not agree.
+    """
+    encoder_dir, segmenter_dir = folder / ENCODER, folder / SEGMENTER
+    encoder, segmenter = (spec_from_json((path / "model.json").read_bytes()) for path in (encoder_dir, segmenter_dir))
+    assert isinstance(encoder, EncoderSpec)
+    assert isinstance(segmenter, SegmenterSpec)
+    spec = segmenter.model_copy(update={"adapter_bank": AdapterBankSpec()})
+    decoder = load_decoder(segmenter_dir, spec)
+    pictures = encode_pictures(encoder_dir / encoder.graph, encoder)
+    write_bank(decoder, segmenter_dir, spec, pictures, _PACKAGES).require_passed(SEGMENTER)
+    (segmenter_dir / "model.json").write_text(spec.model_dump_json(indent=2) + "\n")
 
 
 def round_to_half(model: NanoSegmenter) -> NanoSegmenter:
@@ -94,28 +118,6 @@ def round_to_half(model: NanoSegmenter) -> NanoSegmenter:
     copy = NanoSegmenter(stride=model.stride)
     copy.load_state_dict({n: v.half().float() if v.is_floating_point() else v for n, v in model.state_dict().items()})
     return copy
-
-
-def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store float32 initializers in half precision, each followed by a cast, which runtimes fold when they load."""
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        values = numpy_helper.to_array(tensor)
-        if values.size < _MIN_HALF_SIZE or not np.array_equal(values.astype(np.float16).astype(np.float32), values):
-            continue
-        name, stored = tensor.name, f"{tensor.name}.half"
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
-        casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    kept = [v for v in model.graph.value_info if not v.name.endswith(".half")]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
-    onnx.checker.check_model(model)
-    return model
 
 
 def parity(model: NanoSegmenter, folder: Path) -> tuple[ParityReport, ParityReport]:
@@ -133,7 +135,7 @@ def parity(model: NanoSegmenter, folder: Path) -> tuple[ParityReport, ParityRepo
         model.encoder, model.prompt_encoder, model.mask_decoder, spec.family, spec.architecture, spec.preprocessing.size
     )
     prompted = compare_segmenter(sam, folder / SEGMENTER / "decoder.onnx", segmenter_spec(), images, seed=0)
-    packages, providers = ("torch", "onnx", "onnxruntime-gpu", "segment-anything"), ("CPUExecutionProvider",)
+    packages, providers = ("torch", "onnx", *_PACKAGES), ("CPUExecutionProvider",)
     reference = "the trained torch modules, float32, weights rounded to half precision"
     return make_report(reference, packages, providers, cases), make_report(reference, packages, providers, prompted)
 

@@ -22,12 +22,13 @@ from vplab.training.models.parity import (
     LOGIT_TOLERANCE,
     FloatArray,
     ParityCase,
-    mask_ious,
+    logit_case,
     max_abs_difference,
 )
 from vplab.vision.preprocessing import FrameTransform, preprocess
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
 from vplab.vision.sam.build import SamModel
+from vplab.vision.sam.onnx_decoder import OUTPUT_NAMES
 from vplab.vision.sam.onnx_encoder import INPUT_NAME
 from vplab.vision.specs import EncoderSpec, SegmenterSpec
 
@@ -105,7 +106,7 @@ def compare_segmenter(
     image_index = np.concatenate([np.arange(len(images.transforms))[::-1], [0]])
     cases = []
     earlier: FloatArray | None = None
-    for name, prompts in _prompt_batches(random, [images.transforms[i].original_hw for i in image_index]):
+    for name, prompts in prompt_batches(random, [images.transforms[i].original_hw for i in image_index]):
         if name.startswith("mask"):
             assert earlier is not None
             prompts = [replace(p, low_res_logits=e) for p, e in zip(prompts, earlier[:, 0], strict=True)]
@@ -117,21 +118,12 @@ def compare_segmenter(
             (", from the image", images.actual, END_TO_END_LOGIT_TOLERANCE),
         ):
             feed = graph_inputs(embedding, image_index, tokens, spec)
-            actual, actual_ious = session.run(["low_res_logits", "iou_predictions"], feed)
-            mask_iou, worst_iou = mask_ious(actual, logits, spec.mask_threshold)
-            case = ParityCase(
-                name=name + source,
-                image_sizes_hw=tuple(images.transforms[i].original_hw for i in image_index),
-                num_prompts=len(prompts),
-                num_tokens=len(tokens[0].labels),
-                quantity="low_res_logits",
-                max_abs_difference=max_abs_difference(actual, logits),
-                max_abs_tolerance=tolerance,
-                mask_iou=mask_iou,
-                min_mask_iou=worst_iou,
-                max_iou_prediction_difference=max_abs_difference(actual_ious, ious),
+            actual = tuple(session.run(list(OUTPUT_NAMES), feed))
+            sizes = (images.transforms[i].original_hw for i in image_index)
+            num_tokens = len(tokens[0].labels)
+            cases.append(
+                logit_case(name + source, sizes, num_tokens, actual, (logits, ious), spec.mask_threshold, tolerance)
             )
-            cases.append(case)
     return cases
 
 
@@ -151,9 +143,11 @@ def graph_inputs(
     }
 
 
-def _prompt_batches(
+def prompt_batches(
     random: np.random.Generator, sizes_hw: Sequence[tuple[int, int]]
 ) -> list[tuple[str, list[ObjectPrompt]]]:
+    """Draw a prompt for each image size, once for every kind; mask inputs are to be put in by the caller."""
+
     def points(num_points: int) -> list[ObjectPrompt]:
         return [
             ObjectPrompt(

@@ -8,6 +8,8 @@ from typing import Literal
 from vplab.vision.specs import EncoderSpec, SegmenterSpec
 
 PARITY_IMAGE_SIZES_HW = ((480, 640), (640, 480), (517, 761))
+BANK_IMAGE_SIZES_HW = tuple((64 + 389 * i % 960, 64 + 611 * i % 1280) for i in range(1, 21))
+"""Twenty sizes from 89 to 1286 pixels, wide and tall."""
 MAX_SINGLE_FILE_BYTES = 2_000_000_000
 """Weights above this go into a file of their own: protobuf cannot hold 2 GiB, and the graph needs some room too."""
 
@@ -30,6 +32,8 @@ class ImportOptions:
     """Where the file came from, for the model card."""
     parity_image_sizes_hw: tuple[tuple[int, int], ...] = PARITY_IMAGE_SIZES_HW
     """Sizes of the pictures to compare on; the first runs alone, the others as one batch."""
+    bank_image_sizes_hw: tuple[tuple[int, int], ...] = BANK_IMAGE_SIZES_HW
+    """Sizes of the pictures to compare a segmenter's adapter bank on, as one batch; without any there is no bank."""
     max_single_file_bytes: int = MAX_SINGLE_FILE_BYTES
     """Weights above this go into a data file beside the graph."""
     seed: int = 0

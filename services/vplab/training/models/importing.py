@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vplab.errors import InvalidInput
+from vplab.training.models.adapter_bank import PARITY_FILE, encode_pictures, write_bank
 from vplab.training.models.checkpoint_files import read_state_dict, sha256_of
 from vplab.training.models.compare import PROVIDERS, EncodedImages, compare_encoder, compare_segmenter
 from vplab.training.models.graph_files import write_graph
@@ -28,11 +29,11 @@ from vplab.training.models.names import licence_of, model_name
 from vplab.training.models.parity import ParityCase, make_report
 from vplab.training.models.timm_dino import dino_encoder, is_timm_dino
 from vplab.vision.sam.build import PIXEL_MEAN_RGB, PIXEL_STD_RGB, SamModel, sam_from_state_dict
-from vplab.vision.sam.onnx_decoder import decoder_to_onnx
+from vplab.vision.sam.onnx_decoder import PromptDecoder, decoder_to_onnx
 from vplab.vision.sam.onnx_encoder import IMAGE_EMBEDDING, encoder_to_onnx
 from vplab.vision.sam.state_dict import prefixed
 from vplab.vision.sam.tiny_vit import is_tiny_vit
-from vplab.vision.specs import EncoderSpec, OutputSpec, Preprocessing, SegmenterSpec
+from vplab.vision.specs import AdapterBankSpec, EncoderSpec, OutputSpec, Preprocessing, SegmenterSpec
 
 
 def import_model(
@@ -143,6 +144,8 @@ class _Importer:
         self.on_stage("comparing the mask decoder")
         segmenter.cases = compare_segmenter(model, segmenter.graph, segmenter_spec, images, self.options.seed)
         packages = ["segment-anything", *(["timm"] if model.family == "mobile_sam" else [])]
+        if self.options.bank_image_sizes_hw:
+            self._add_bank(segmenter, model, encoder.graph, encoder_spec, packages)
         reference = f"the torch modules of {' and '.join(packages)}"
         link = LineageLink("image_encoder", encoder.artifact_id)
         return ImportedModel(
@@ -160,6 +163,22 @@ class _Importer:
         encoder = self._export_encoder(f"{name}-encoder", module, spec)
         _, encoder.cases = self._compare_encoder(encoder, module, spec)
         return ImportedModel(name, self.source, (self._finish(name, encoder, "timm's model", ("timm",)),))
+
+    def _add_bank(
+        self, segmenter: "_Draft", model: SamModel, encoder: Path, encoder_spec: EncoderSpec, packages: Sequence[str]
+    ) -> None:
+        """Raises FailedPrecondition, after writing the files, if the comparison failed."""
+        sizes = self.options.bank_image_sizes_hw
+        self.on_stage(f"exporting the adapter bank and comparing it on {len(sizes)} images")
+        assert isinstance(segmenter.spec, SegmenterSpec)
+        bank = AdapterBankSpec()
+        segmenter.spec = segmenter.spec.model_copy(update={"adapter_bank": bank})
+        folder = segmenter.graph.parent
+        pictures = encode_pictures(encoder, encoder_spec, sizes, self.options.seed)
+        decoder = PromptDecoder(model.prompt_encoder, model.mask_decoder).eval()
+        report = write_bank(decoder, folder, segmenter.spec, pictures, packages)
+        segmenter.files |= {name: folder / name for name in (bank.graph, PARITY_FILE)}
+        report.require_passed(f"{segmenter.artifact_id}'s bank")
 
     def _export_encoder(self, artifact_id: str, module: nn.Module, spec: EncoderSpec) -> _Draft:
         self.on_stage("exporting the image encoder")

@@ -110,6 +110,34 @@ def make_report(
     )
 
 
+def logit_case(
+    name: str,
+    sizes_hw: Iterable[tuple[int, int]],
+    num_tokens: int,
+    actual: tuple[FloatArray, FloatArray],
+    expected: tuple[FloatArray, FloatArray],
+    threshold: float,
+    tolerance: float = LOGIT_TOLERANCE,
+) -> ParityCase:
+    """Compare what two decoders answer to the same prompts: logits (N, M, h, w) and IoU predictions (N, M) of each.
+
+    sizes_hw: of each prompt's image. threshold: the segmenter's, of logits.
+    """
+    mask_iou, worst = mask_ious(actual[0], expected[0], threshold)
+    return ParityCase(
+        name=name,
+        image_sizes_hw=tuple(sizes_hw),
+        num_prompts=len(expected[0]),
+        num_tokens=num_tokens,
+        quantity="low_res_logits",
+        max_abs_difference=max_abs_difference(actual[0], expected[0]),
+        max_abs_tolerance=tolerance,
+        mask_iou=mask_iou,
+        min_mask_iou=worst,
+        max_iou_prediction_difference=max_abs_difference(actual[1], expected[1]),
+    )
+
+
 def max_abs_difference(actual: FloatArray, expected: FloatArray) -> float:
     """Return the largest difference of two arrays; infinite if the shapes differ, so that no tolerance admits it."""
     if actual.shape != expected.shape:

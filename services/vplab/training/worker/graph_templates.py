@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vplab.errors import Internal
 from vplab.runtime.server_info import software
-from vplab.training.foundation.export import with_half_weights
+from vplab.training.models.half_weights import with_half_weights
 from vplab.vision.adapters.adapt import AdaptedDecoder
 from vplab.vision.sam.onnx_decoder import PromptDecoder, module_to_onnx
 from vplab.vision.specs import canonical_json

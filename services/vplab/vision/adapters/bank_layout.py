@@ -84,3 +84,12 @@ class BankLayout(BaseModel):
         if not np.isfinite(half).all():
             raise DataLoss("the adapter's tensors hold values that are not finite in half precision")
         return half
+
+    def state(self, row: NDArray[np.float16]) -> dict[str, NDArray[np.float32]]:
+        """Return the tensors of a row (W,) by name, as ``row`` took them but for rounding."""
+        found, start = {}, 0
+        for tensor in self.tensors:
+            values = row[start : start + tensor.size].astype(np.float32) + np.float32(tensor.neutral)
+            found[tensor.name] = values.reshape(tensor.shape)
+            start += tensor.size
+        return found
