@@ -23,12 +23,13 @@ from vplab.embedding.ports import ModelSource
 from vplab.embedding.preparation import ImagePreparation
 from vplab.embedding.servicer import EmbeddingServicer
 from vplab.runtime.background import Background
-from vplab.runtime.onnx_session import OnnxSettings
+from vplab.runtime.onnx_session import OnnxSettings, runs_on_cpu
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
 from vplab.vision.images import ImageLimits
 
 SERVICE_NAME = "vplab.api.embedding.v1.EmbeddingService"
+_GPU_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncI
             encode_batch,
             name="encoder",
             capacity=config.queue_capacity,
-            max_batch_size=config.max_batch_size,
+            max_batch_size=config.max_batch_size or (1 if runs_on_cpu(_onnx(config)) else _GPU_BATCH),
             max_wait_s=config.max_batch_wait_s,
             batch_key=lambda item: id(item.encoder),
         )
@@ -131,5 +132,6 @@ def _onnx(config: EmbeddingConfig) -> OnnxSettings:
         providers=config.providers,
         device_id=config.device_id,
         intra_op_threads=config.intra_op_threads,
+        gpu_memory_limit_bytes=config.gpu_memory_limit_bytes,
         engine_cache=config.cache_dir / "tensorrt",
     )

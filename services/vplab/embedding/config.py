@@ -49,12 +49,15 @@ class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
     where a device answers, else the CPU."""
     device_id: Annotated[int, Field(ge=0)] = 0
     """Which of the visible GPUs."""
+    gpu_memory_limit_bytes: Count | None = None
+    """Most that one graph's activations take on the GPU; unset is no limit. A run that needs more fails."""
     intra_op_threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one run on the CPU; 0 lets ONNX Runtime take one per physical core."""
     queue_capacity: Count = 128
     """Images that may wait for the device. A preprocessed 1024-pixel image is 12 MiB."""
-    max_batch_size: Count = 4
-    """Images of one run of an encoder."""
+    max_batch_size: Count | None = None
+    """Images of one run of an encoder; unset is 4 on a GPU and 1 on the CPU, where a batch takes as long as its images
+    one by one, and whoever waits for one of them would wait for all."""
     max_batch_wait_s: SecondsOrZero = 0.002
     """How long an image waits for others to share its run."""
     max_encoders: Count = 4

@@ -52,6 +52,8 @@ EncodeQueue = DeviceQueue[EncodeItem, EncodedOutputs]
 
 def encode_batch(items: Sequence[EncodeItem]) -> list[EncodedOutputs]:
     """Run images of one encoder as a batch; the work function of the device's queue."""
+    if len(items) == 1:
+        return [[output[0] for output in items[0].encoder.run(items[0].image[None])]]
     outputs = items[0].encoder.run(np.stack([item.image for item in items]))
     # Copied, because a slice would keep the whole batch in memory for as long as one of its embeddings is cached.
     return [[output[i].copy() for output in outputs] for i in range(len(items))]

@@ -2,9 +2,22 @@
 
 ``InferenceSession.run`` releases the interpreter's lock while it computes; it still belongs on the thread of a
 ``DeviceQueue``. onnxruntime is imported with the first session, so services without models do not pay for it.
+
+Memory. Without an arena the C library gives an encoder's activations back to the system after every run, and each run
+has its pages zeroed anew: a quarter more processor time. So activations live in arenas, which are kept small by these:
+
+- On the CPU one arena serves all sessions of a process (an environment allocator), because runs of the DeviceQueue take
+  turns: a second model needs no second set of activations. On CUDA each session has its own, bounded by
+  ``gpu_memory_limit_bytes``; what exceeds the bound fails as that run's error. On the CPU there is no bound, since the
+  container has one.
+- Both grow by what is asked for and not by powers of two.
+- Weights are kept outside, so that a version that is unloaded gives its memory back at once.
+- An arena keeps what the largest batch ever needed, until ``releasing_run`` gives back what nothing uses.
+- Memory patterns (one block for a shape's activations, planned at its first run) are on: two shapes at the most recur.
 """
 
 import ctypes
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,15 +52,11 @@ class OnnxSettings:
     """Which of the visible GPUs."""
     intra_op_threads: int = 0
     """Threads of one run on the CPU; 0 means one per physical core."""
-    spins: bool = False
-    """Whether idle threads wait busily for the next operator: some per cent faster alone on a machine, and a loss for
-    every other process and for the event loop."""
-    uses_cpu_arena: bool = False
-    """Whether freed CPU memory is kept for the next run. The arena grows to the largest batch ever seen and is never
-    given back; what it saves is small beside an encoder's run."""
+    spins: bool = True
+    """Whether threads wait busily for the next operator of a run in progress: an operator of these graphs takes about
+    as long as waking a thread. Between runs they sleep all the same, for the sake of every other process."""
     gpu_memory_limit_bytes: int | None = None
-    """Most that a session's arena takes on the GPU; None for no limit. The arena grows by what is asked for, not by
-    powers of two, so that several models fit beside each other."""
+    """Most that a session's arena takes on the GPU; None for no limit."""
     allows_tf32: bool = False
     """Whether CUDA may round float32 products to 10 bits: faster, and outside of the parity that imports are checked
     for."""
@@ -73,8 +82,14 @@ def create_session(graph: Path | str | bytes, settings: OnnxSettings | None = No
     options.intra_op_num_threads = settings.intra_op_threads
     options.inter_op_num_threads = 1  # the graphs are chains; threads between operators only add switches
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.enable_cpu_mem_arena = settings.uses_cpu_arena
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spins else "0")
+    _share_cpu_arena()
+    for key, value in {
+        "session.use_env_allocators": "1",
+        "session.use_device_allocator_for_initializers": "1",
+        "session.intra_op.allow_spinning": "1" if settings.spins else "0",
+        "session.force_spinning_stop": "1",
+    }.items():
+        options.add_session_config_entry(key, value)
     options.log_severity_level = 3  # errors; warnings tell about graph optimisations nobody acts on
     source = graph if isinstance(graph, bytes) else str(graph)
     try:
@@ -96,10 +111,41 @@ def create_session(graph: Path | str | bytes, settings: OnnxSettings | None = No
     return session
 
 
+def runs_on_cpu(settings: OnnxSettings) -> bool:
+    """Return whether sessions of these settings compute on the CPU."""
+    return (settings.providers or _default_providers())[0] == "cpu"
+
+
+def releasing_run(session: Any, output_names: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+    """Run a graph, then give back to the system what its arenas hold and nothing uses.
+
+    For the first run of a version: those that leave memory make room this way, and no later run pays for it.
+    """
+    import onnxruntime as ort
+
+    arenas = ["cpu:0"]
+    if _NAMES["cuda"] in session.get_providers():
+        arenas.append(f"gpu:{session.get_provider_options()[_NAMES['cuda']]['device_id']}")
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(arenas))
+    outputs: list[Any] = session.run(list(output_names), dict(feed), options)
+    return outputs
+
+
 def device_of(session: Any, settings: OnnxSettings | None = None) -> str:
     """Return where a session runs: ``cpu`` or ``cuda:0``."""
     is_cpu = session.get_providers()[0] == _NAMES["cpu"]
     return "cpu" if is_cpu else f"cuda:{(settings or OnnxSettings()).device_id}"
+
+
+@cache
+def _share_cpu_arena() -> None:
+    import onnxruntime as ort
+
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # -1 is ONNX Runtime's own choice, a max_mem of 0 no bound; an extend strategy of 1 grows by what is asked for.
+    arena = {"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg(arena))
 
 
 @cache
@@ -119,9 +165,11 @@ def num_gpus() -> int:
 
 
 def _default_providers() -> tuple[Provider, ...]:
+    if num_gpus() == 0:
+        return ("cpu",)
     import onnxruntime as ort
 
-    return ("cuda", "cpu") if num_gpus() > 0 and _NAMES["cuda"] in ort.get_available_providers() else ("cpu",)
+    return ("cuda", "cpu") if _NAMES["cuda"] in ort.get_available_providers() else ("cpu",)
 
 
 def _require_gpu(ort: Any, wanted: tuple[Provider, ...]) -> None:

@@ -124,5 +124,6 @@ def _onnx(config: SegmentationConfig) -> OnnxSettings:
         providers=config.providers,
         device_id=config.device_id,
         intra_op_threads=config.intra_op_threads,
+        gpu_memory_limit_bytes=config.gpu_memory_limit_bytes,
         engine_cache=config.cache_dir / "tensorrt",
     )

@@ -63,6 +63,8 @@ class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
     where a device answers, else the CPU."""
     device_id: Annotated[int, Field(ge=0)] = 0
     """Which of the visible GPUs."""
+    gpu_memory_limit_bytes: Count | None = None
+    """Most that one graph's activations take on the GPU; unset is no limit. A run that needs more fails."""
     intra_op_threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one run on the CPU; 0 lets ONNX Runtime take one per physical core."""
     queue_capacity: Count = 256

@@ -1,11 +1,14 @@
 """Sessions on the CPU, and clear errors for what cannot be run."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from vplab.errors import FailedPrecondition, Unavailable
 from vplab.runtime import onnx_session
-from vplab.runtime.onnx_session import OnnxSettings, create_session, device_of
+from vplab.runtime.onnx_session import OnnxSettings, create_session, device_of, releasing_run
 
 onnx = pytest.importorskip("onnx", reason="making a graph needs the training extra")
 
@@ -17,6 +20,10 @@ def graph() -> bytes:
     model = onnx.helper.make_graph(nodes, "double", values[:1], values[1:])
     opset = [onnx.helper.make_opsetid("", 18)]
     return onnx.helper.make_model(model, opset_imports=opset, ir_version=9).SerializeToString()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture
@@ -40,8 +47,31 @@ def test_a_graph_runs_from_its_file(graph, no_gpu, tmp_path):
 def test_the_choices_reach_the_session(graph, no_gpu):
     options = create_session(graph, OnnxSettings(intra_op_threads=1)).get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
-    assert not options.enable_cpu_mem_arena
+    assert options.enable_cpu_mem_arena
+    said = {
+        "session.use_env_allocators": "1",
+        "session.use_device_allocator_for_initializers": "1",
+        "session.intra_op.allow_spinning": "1",
+        "session.force_spinning_stop": "1",
+    }
+    assert {key: options.get_session_config_entry(key) for key in said} == said
+
+
+def test_threads_that_wait_may_be_made_to_sleep_at_once(graph, no_gpu):
+    options = create_session(graph, OnnxSettings(spins=False)).get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_sessions_share_an_arena_that_a_run_can_empty(graph, no_gpu):
+    first, second = create_session(graph), create_session(graph)
+    batch = {"x": np.ones((4_000_000, 3), np.float32)}  # 46 MiB and as much again
+    first.run(None, batch)
+    kept = resident_bytes()
+    second.run(None, batch)
+    assert resident_bytes() - kept < 10e6
+    (y,) = releasing_run(second, ["y"], {"x": np.ones((1, 3), np.float32)})
+    np.testing.assert_array_equal(y, [[2, 2, 2]])
+    assert kept - resident_bytes() > 40e6
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", b"\x00" * 100])

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from vplab.embedding.errors import ModelUnsupported
 from vplab.errors import FailedPrecondition
-from vplab.runtime.onnx_session import OnnxSettings, create_session
+from vplab.runtime.onnx_session import OnnxSettings, create_session, releasing_run
 from vplab.vision.specs import EncoderSpec
 
 _INPUT_NAME = "image"
@@ -50,14 +50,14 @@ class OnnxEncoderLoader:
         except FailedPrecondition as error:
             raise ModelUnsupported(name, f"ONNX Runtime cannot load {spec.graph}") from error.__cause__ or error
         _check_names(name, session, spec)
-        encoder = OnnxEncoder(session, spec, sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
-        side = spec.preprocessing.size
+        side, names = spec.preprocessing.size, [output.name for output in spec.outputs]
+        zeros = np.zeros((1, 3, side, side), dtype=np.float32)
         try:
-            outputs = encoder.run(np.zeros((1, 3, side, side), dtype=np.float32))
+            outputs = releasing_run(session, names, {_INPUT_NAME: zeros})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ModelUnsupported(name, f"its graph does not take (1, 3, {side}, {side})") from error
         _check_outputs(name, outputs, spec)
-        return encoder
+        return OnnxEncoder(session, spec, sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
 
 
 def _check_names(name: str, session: Any, spec: EncoderSpec) -> None:

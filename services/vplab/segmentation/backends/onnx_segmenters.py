@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vplab.errors import FailedPrecondition
-from vplab.runtime.onnx_session import OnnxSettings, create_session, device_of
+from vplab.runtime.onnx_session import OnnxSettings, create_session, device_of, releasing_run
 from vplab.segmentation.errors import ModelUnsupported
 from vplab.vision.specs import SegmenterSpec
 
@@ -57,25 +57,25 @@ class OnnxSegmenterLoader:
         except FailedPrecondition as error:
             raise ModelUnsupported(name, role, f"ONNX Runtime cannot load {spec.graph}") from error.__cause__ or error
         _check_names(name, role, session)
-        num_bytes = round(_BYTES_IN_MEMORY * path.stat().st_size)
-        segmenter = OnnxSegmenter(session, device_of(session, self._settings), num_bytes)
         low_res = spec.low_res_hw
+        values = (
+            np.zeros((1, *spec.embedding_shape), np.float32),
+            np.zeros(2, np.int64),
+            np.zeros((2, 2, 2), np.float32),
+            np.array([[1, -1], [1, -1]], np.float32),
+            np.zeros((2, 1, *low_res), np.float32),
+            np.zeros(2, np.float32),
+        )
         try:
-            logits, ious = segmenter.run(
-                np.zeros((1, *spec.embedding_shape), np.float32),
-                np.zeros(2, np.int64),
-                np.zeros((2, 2, 2), np.float32),
-                np.array([[1, -1], [1, -1]], np.float32),
-                np.zeros((2, 1, *low_res), np.float32),
-                np.zeros(2, np.float32),
-            )
+            logits, ious = releasing_run(session, _OUTPUTS, dict(zip(_INPUTS, values, strict=True)))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ModelUnsupported(name, role, "its graph does not take the inputs that its spec says") from error
         expected = [(2, spec.num_planes, *low_res), (2, spec.num_planes)]
         if [logits.shape, ious.shape] != expected:
             found = f"{list(logits.shape)} and {list(ious.shape)}"
             raise ModelUnsupported(name, role, f"its graph returns {found}; model.json says {expected}")
-        return segmenter
+        num_bytes = round(_BYTES_IN_MEMORY * path.stat().st_size)
+        return OnnxSegmenter(session, device_of(session, self._settings), num_bytes)
 
 
 def _check_names(name: str, role: str, session: Any) -> None:
