@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from vplab.segmentation.errors import AnswerTooLarge, ModelMismatch
 from vplab.segmentation.ports import LoadedSegmenter
 from vplab.segmentation.prompt_sets import PromptSets
 from vplab.segmentation.segmenters import Segmenters
-from vplab.segmentation.targets import IMAGE_EMBEDDING, Targets, check_embedding, colours_of, decoding_roles
+from vplab.segmentation.targets import Targets
 from vplab.segmentation.values import (
     AdapterVersion,
     Chosen,
@@ -41,9 +42,11 @@ from vplab.vision.masks import encode_runs
 from vplab.vision.matching import MATCHERS, MatchOptions
 from vplab.vision.pipeline.decoding import PromptDecoder
 from vplab.vision.pipeline.segment import ClassSegmentation, SegmentOptions, segment_class
-from vplab.vision.preprocessing import FrameTransform, frame_transform
+from vplab.vision.preprocessing import FrameTransform
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, group_by_token_count, prompt_tokens
 from vplab.vision.specs import SegmenterSpec
+
+_FEW_PROMPTS: Final = 8
 
 
 class SegmentationCore:
@@ -97,25 +100,25 @@ class SegmentationCore:
             raise AnswerTooLarge(4 * num_logits, self._max_logits_bytes)
         encoder = await self._image_encoder(version)
         loaded = await self._decoder(version, adapted)
-        roles = decoding_roles(spec.colour_evidence is not None)
-        embedded = (await self._targets.embed(image, {encoder.model: roles}))[encoder.model]
-        embedding = check_embedding(embedded, IMAGE_EMBEDDING, spec.embedding_shape)
-        transform = frame_transform(embedded.image_hw, encoder.spec.preprocessing)
-        tokens = await self._workers.run(lambda: _tokens(prompts, transform, spec))
+        opened = await self._targets.decodable(image, encoder, spec)
+        transform = opened.transform
+        if _are_quickly_read(prompts):
+            tokens = _tokens(prompts, transform, spec)
+        else:
+            tokens = await self._workers.run(lambda: _tokens(prompts, transform, spec))
         planes: list[tuple[NDArray[np.float32], NDArray[np.float32]] | None] = [None] * len(prompts)
         for members in group_by_token_count(tokens).values():
             group = [tokens[m] for m in members]
-            logits, ious = await decode(self._queue, loaded, spec, embedding, group, urgency)
+            logits, ious = await decode(self._queue, loaded, spec, opened.embedding, group, urgency)
             for member, one_logits, one_ious in zip(members, logits, ious, strict=True):
                 chosen = slice(1, None) if multimask and spec.num_planes > 1 else slice(0, 1)
                 planes[member] = (one_logits[chosen].copy(), one_ious[chosen].copy())
         found = [p for p in planes if p is not None]
-        colours = None if spec.colour_evidence is None else colours_of(embedded, encoder)
-        objects = await self._workers.run(lambda: _masks_of_prompts(found, prompts, transform, spec, colours))
+        objects = await self._workers.run(lambda: _masks_of_prompts(found, prompts, transform, spec, opened.colours))
         provenance = Provenance(
-            embedded.image_digest, version.model, encoder.model, adapter=None if adapted is None else adapted.model
+            opened.image_digest, version.model, encoder.model, adapter=None if adapted is None else adapted.model
         )
-        return Prediction(objects, embedded.image_hw, provenance)
+        return Prediction(objects, transform.original_hw, provenance)
 
     async def choose(self, prompt_set: str, adapter: str) -> Chosen:
         """Return what to segment with, once it is certain that the models fit together and the adapter can be run.
@@ -248,6 +251,11 @@ def _num_masks(spec: SegmenterSpec, multimask: bool) -> int:
     return max(1, spec.num_planes - 1) if multimask else 1
 
 
+def _are_quickly_read(prompts: Sequence[ObjectPrompt]) -> bool:
+    """Say whether handing prompts to a thread would take longer than reading them."""
+    return len(prompts) <= _FEW_PROMPTS and all(prompt.mask is None for prompt in prompts)
+
+
 def _tokens(prompts: Sequence[ObjectPrompt], transform: FrameTransform, spec: SegmenterSpec) -> list[PromptTokens]:
     tokens = []
     for index, prompt in enumerate(prompts):
@@ -264,11 +272,10 @@ def _masks_of_prompts(
     prompts: Sequence[ObjectPrompt],
     transform: FrameTransform,
     spec: SegmenterSpec,
-    colours: NDArray[np.floating] | None,
+    colours: ColourModel | None,
 ) -> tuple[tuple[PredictedMask, ...], ...]:
-    model = ColourModel.of(colours, transform, spec)
     return tuple(
-        _masks(logits, ious, transform, spec, model, prompt)
+        _masks(logits, ious, transform, spec, colours, prompt)
         for (logits, ious), prompt in zip(found, prompts, strict=True)
     )
 

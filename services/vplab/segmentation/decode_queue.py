@@ -34,7 +34,7 @@ class DecodeItem:
     segmenter: LoadedSegmenter
     spec: SegmenterSpec
     embedding: NDArray[Any]
-    """(C, h, w) of the image."""
+    """(C, h, w) of the image, float32 or float16."""
     tokens: Sequence[PromptTokens]
 
     @property
@@ -69,7 +69,7 @@ def decode_batch(items: Sequence[DecodeItem]) -> Sequence[Decoded]:
         if token.mask_logits is not None:
             row[0] = token.mask_logits
     logits, ious = items[0].segmenter.run(
-        np.stack([embeddings[i] for i in range(len(embeddings))]).astype(np.float32),
+        _stacked([embeddings[i] for i in range(len(embeddings))]),
         index,
         np.stack([token.coords for token in tokens]),
         np.stack([token.labels for token in tokens]),
@@ -81,6 +81,13 @@ def decode_batch(items: Sequence[DecodeItem]) -> Sequence[Decoded]:
         (logits[end - len(item.tokens) : end], ious[end - len(item.tokens) : end])
         for item, end in zip(items, ends.tolist(), strict=True)
     ]
+
+
+def _stacked(embeddings: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """Return (B, C, h, w) without a copy of a single one that is float32 already."""
+    if len(embeddings) == 1:
+        return np.asarray(embeddings[0][None], np.float32)
+    return np.stack(embeddings, dtype=np.float32, casting="same_kind")
 
 
 async def decode(
@@ -96,6 +103,8 @@ async def decode(
         DecodeItem(segmenter, spec, embedding, tokens[start : start + CHUNK]) for start in range(0, len(tokens), CHUNK)
     ]
     parts = [await queue.submit(item, priority=urgency.priority, deadline=urgency.deadline) for item in items]
+    if len(parts) == 1:
+        return parts[0]
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 

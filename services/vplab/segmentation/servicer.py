@@ -1,9 +1,9 @@
 """The RPCs of SegmentationService: check, convert, call the core, convert back."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -16,11 +16,14 @@ from vplab.segmentation import convert, metrics
 from vplab.segmentation.core import SegmentationCore
 from vplab.segmentation.decode_queue import Urgency
 from vplab.segmentation.streams import Dropped, FrameStream
-from vplab.segmentation.values import Chosen, Options
+from vplab.segmentation.values import Chosen, Options, Prediction
 
 _log = structlog.get_logger(__name__)
 
+Value = TypeVar("Value")
+
 _MAX_PAUSE_S: Final = 0.2
+_SMALL_BYTES: Final = 32 << 10
 
 
 class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
@@ -32,7 +35,7 @@ class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
 
     async def PredictMasks(self, request: pb.PredictMasksRequest, context: Any) -> pb.PredictMasksResponse:
         image = convert.image(request.image, field="image")
-        prompts = await asyncio.to_thread(convert.prompts, request.prompts)
+        prompts = await _converted(request.ByteSize(), lambda: convert.prompts(request.prompts))
         prediction = await self._core.predict_masks(
             image,
             prompts,
@@ -42,8 +45,9 @@ class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
             includes_logits=request.include_low_res_logits,
             urgency=_urgency(Priority.INTERACTIVE),
         )
-        return await asyncio.to_thread(
-            convert.prediction_response, prediction, includes_logits=request.include_low_res_logits
+        return await _converted(
+            _num_bytes(prediction, includes_logits=request.include_low_res_logits),
+            lambda: convert.prediction_response(prediction, includes_logits=request.include_low_res_logits),
         )
 
     async def CreatePromptSet(self, request: pb.CreatePromptSetRequest, context: Any) -> pb.CreatePromptSetResponse:
@@ -122,6 +126,16 @@ class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
             return convert.frame_error(frame.frame_id[: convert.MAX_NAME], _as_ours(error))
         metrics.FRAMES.labels("result").inc()
         return pb.SegmentImagesResponse(frame_id=frame.frame_id, result=result)
+
+
+async def _converted(num_bytes: int, work: Callable[[], Value]) -> Value:
+    """Convert here what is small, for which a thread would only be a detour, and the rest in a thread."""
+    return work() if num_bytes <= _SMALL_BYTES else await asyncio.to_thread(work)
+
+
+def _num_bytes(prediction: Prediction, *, includes_logits: bool) -> int:
+    masks = [mask for masks in prediction.objects for mask in masks]
+    return sum(m.mask.runs.nbytes + (m.low_res_logits.nbytes if includes_logits else 0) for m in masks)
 
 
 def _urgency(priority: Priority) -> Urgency:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from vplab.segmentation.values import (
     Target,
 )
 from vplab.segmentation.workers import Workers
+from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.images import (
     ImageLimits,
     ImageRGB,
@@ -33,7 +35,8 @@ from vplab.vision.images import (
     read_size_hw,
 )
 from vplab.vision.matching import PatchFeatures, TargetPatches
-from vplab.vision.preprocessing import frame_transform
+from vplab.vision.preprocessing import FrameTransform, frame_transform
+from vplab.vision.specs import SegmenterSpec
 from vplab.vision.tiling import Tile, tile_layout
 
 IMAGE_EMBEDDING, PATCH_FEATURES, COLOURS = "image_embedding", "patch_features", "colours"
@@ -42,6 +45,21 @@ _TILES_AT_ONCE = 4
 Value = TypeVar("Value")
 Wanted = Mapping[ModelRef, Sequence[str]]
 """Roles wanted of each encoder."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decodable:
+    """An image as a mask decoder takes it, with all that its prompts have in common."""
+
+    image_digest: str
+    embedding: NDArray[np.float32]
+    """(C, h, w)"""
+    transform: FrameTransform
+    colours: ColourModel | None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.embedding.nbytes + (0 if self.colours is None else self.colours.num_bytes)
 
 
 class Targets:
@@ -54,7 +72,23 @@ class Targets:
         self._workers = workers
         self._limits = limits
         self._max_tiles = max_tiles
-        self._cache: ByteCache[Embedded] = ByteCache("embedding", cache_bytes, lambda e: e.num_bytes)
+        self._cache: ByteCache[Embedded | Decodable] = ByteCache("embedding", cache_bytes, lambda e: e.num_bytes)
+
+    async def decodable(self, image: ImageInput, encoder: EncoderVersion, spec: SegmenterSpec) -> Decodable:
+        """Return an image ready for prompts to a segmenter; what is made of its embedding is remembered, not that.
+
+        Raises as Embedder.embed, and ModelMismatch for an encoder that does not fit the segmenter.
+        """
+        digest = await self.digest(image)
+        key = (digest, encoder.model.digest, spec.embedding_shape, spec.colour_evidence, spec.mask_threshold)
+        known = self._cache.get(key)
+        if isinstance(known, Decodable):
+            return known
+        wanted = {encoder.model: decoding_roles(spec.colour_evidence is not None)}
+        embedded = (await self._embedder.embed(image, wanted))[encoder.model]
+        made = await self._workers.run(lambda: _decodable(embedded, encoder, spec))
+        self._cache.put(key, made)
+        return made
 
     async def embed(self, image: ImageInput, wanted: Wanted) -> Mapping[ModelRef, Embedded]:
         """Return what each encoder says of an image, from this process's memory or the embedding service.
@@ -62,12 +96,16 @@ class Targets:
         Raises as Embedder.embed.
         """
         digest = await self.digest(image)
-        found = {model: self._cache.get((digest, model.digest, tuple(roles))) for model, roles in wanted.items()}
+        found = {model: self._known((digest, model.digest, tuple(roles))) for model, roles in wanted.items()}
         missing = {model: wanted[model] for model, embedded in found.items() if embedded is None}
         fresh = await self._embedder.embed(image, missing) if missing else {}
         for model, embedded in fresh.items():
             self._cache.put((embedded.image_digest, model.digest, tuple(wanted[model])), embedded)
         return {model: embedded or fresh[model] for model, embedded in found.items()}
+
+    def _known(self, key: tuple[str, str, tuple[str, ...]]) -> Embedded | None:
+        known = self._cache.get(key)
+        return known if isinstance(known, Embedded) else None
 
     async def digest(self, image: ImageInput) -> str:
         """Return an image's digest without decoding it. Raises InvalidInput for a frame that does not fit its data."""
@@ -171,6 +209,13 @@ def colours_of(embedded: Embedded, encoder: EncoderVersion) -> NDArray[Any]:
     """Return the colours of an image. Raises ModelMismatch when the encoder gives none."""
     output = encoder.spec.output(COLOURS)
     return check_embedding(embedded, COLOURS, () if output is None else output.shape)
+
+
+def _decodable(embedded: Embedded, encoder: EncoderVersion, spec: SegmenterSpec) -> Decodable:
+    transform = frame_transform(embedded.image_hw, encoder.spec.preprocessing)
+    embedding = check_embedding(embedded, IMAGE_EMBEDDING, spec.embedding_shape).astype(np.float32)
+    colours = None if spec.colour_evidence is None else colours_of(embedded, encoder)
+    return Decodable(embedded.image_digest, embedding, transform, ColourModel.of(colours, transform, spec))
 
 
 def _wanted(image_encoder: EncoderVersion | None, feature_encoder: EncoderVersion, wants_colours: bool) -> Wanted:

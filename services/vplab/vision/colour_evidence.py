@@ -49,6 +49,11 @@ class ColourModel:
             return None
         return cls(colours, transform, spec.colour_evidence, spec.mask_threshold)
 
+    @property
+    def num_bytes(self) -> int:
+        """What it holds in memory."""
+        return self._bins.nbytes
+
     def sharpen(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return one mask's logits with what the colours say of it; logits: (h, w) over the padded frame.
 
