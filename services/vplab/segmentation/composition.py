@@ -12,6 +12,7 @@ from vplab.runtime.onnx_session import OnnxSettings
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
 from vplab.segmentation.adapters import Adapters
+from vplab.segmentation.backends.onnx_banks import OnnxBankLoader
 from vplab.segmentation.backends.onnx_segmenters import OnnxSegmenterLoader
 from vplab.segmentation.config import SegmentationConfig
 from vplab.segmentation.core import SegmentationCore
@@ -75,7 +76,10 @@ async def open_segmentation(
         loader = OnnxSegmenterLoader(_onnx(config))
         segmenters = Segmenters(source, loader, config.max_segmenters)
         stack.push_async_callback(segmenters.close)
-        adapters = Adapters(source, loader, config.adapter_cache_bytes)
+        banks = OnnxBankLoader(_onnx(config), config.adapter_bank_bytes) if config.adapter_bank_bytes else None
+        adapters = Adapters(
+            source, loader, banks, max_graph_bytes=config.adapter_cache_bytes, max_banks=config.max_segmenters
+        )
         stack.push_async_callback(adapters.close)
         targets = Targets(
             embedder,

@@ -34,9 +34,12 @@ class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
     max_segmenters: Count = 4
     """Segmenters in memory; the least recently used leave."""
 
+    adapter_bank_bytes: Annotated[int, Field(ge=0)] = 512 * MIB
+    """Memory for adapters in each segmenter's bank, 0.4 MiB each; the least recently used leave. On a GPU it is taken
+    when the first adapter comes, on the CPU as adapters come. 0 gives every adapter a graph of its own."""
     adapter_cache_bytes: Annotated[int, Field(ge=0)] = 512 * MIB
-    """Bound of the adapters in memory, about 20 MiB each for the nano segmenter; the least recently used leave. The one
-    in use is kept even when it alone exceeds it."""
+    """Bound of the adapters that no bank takes, about 20 MiB each for the nano segmenter; the least recently used
+    leave. The one in use is kept even when it alone exceeds it."""
 
     embedding_precision: Literal["float16", "float32"] = "float16"
     """Precision of the embeddings asked for. float16 halves memory and wire and moves logits by about 0.01; float32

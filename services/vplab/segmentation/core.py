@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 import numpy as np
@@ -11,9 +12,8 @@ from numpy.typing import NDArray
 from vplab.errors import InvalidInput
 from vplab.segmentation import metrics
 from vplab.segmentation.adapters import Adapters
-from vplab.segmentation.decode_queue import DecodeQueue, QueueDecoder, Urgency, decode
+from vplab.segmentation.decode_queue import DecodeQueue, Decoder, QueueDecoder, Urgency, decode
 from vplab.segmentation.errors import AnswerTooLarge, ModelMismatch
-from vplab.segmentation.ports import LoadedSegmenter
 from vplab.segmentation.prompt_sets import PromptSets
 from vplab.segmentation.segmenters import Segmenters
 from vplab.segmentation.targets import Targets
@@ -99,7 +99,6 @@ class SegmentationCore:
         if includes_logits and 4 * num_logits > self._max_logits_bytes:
             raise AnswerTooLarge(4 * num_logits, self._max_logits_bytes)
         encoder = await self._image_encoder(version)
-        loaded = await self._decoder(version, adapted)
         opened = await self._targets.decodable(image, encoder, spec)
         transform = opened.transform
         if _are_quickly_read(prompts):
@@ -107,12 +106,13 @@ class SegmentationCore:
         else:
             tokens = await self._workers.run(lambda: _tokens(prompts, transform, spec))
         planes: list[tuple[NDArray[np.float32], NDArray[np.float32]] | None] = [None] * len(prompts)
-        for members in group_by_token_count(tokens).values():
-            group = [tokens[m] for m in members]
-            logits, ious = await decode(self._queue, loaded, spec, opened.embedding, group, urgency)
-            for member, one_logits, one_ious in zip(members, logits, ious, strict=True):
-                chosen = slice(1, None) if multimask and spec.num_planes > 1 else slice(0, 1)
-                planes[member] = (one_logits[chosen].copy(), one_ious[chosen].copy())
+        async with self._decoder(version, adapted) as decoder:
+            for members in group_by_token_count(tokens).values():
+                group = [tokens[m] for m in members]
+                logits, ious = await decode(self._queue, decoder, spec, opened.embedding, group, urgency)
+                for member, one_logits, one_ious in zip(members, logits, ious, strict=True):
+                    chosen = slice(1, None) if multimask and spec.num_planes > 1 else slice(0, 1)
+                    planes[member] = (one_logits[chosen].copy(), one_ious[chosen].copy())
         found = [p for p in planes if p is not None]
         objects = await self._workers.run(lambda: _masks_of_prompts(found, prompts, transform, spec, opened.colours))
         provenance = Provenance(
@@ -131,8 +131,8 @@ class SegmentationCore:
         if not adapter:
             return Chosen(found, None)
         adapted = await self._adapters.resolve(adapter, version)
-        await self._adapters.get(adapted)
-        return Chosen(found, adapted)
+        async with self._adapters.decoder(adapted):
+            return Chosen(found, adapted)
 
     async def segment(self, image: ImageInput, chosen: Chosen, options: Options, urgency: Urgency) -> Segmentation:
         """Find the classes of a prompt set in an image.
@@ -146,20 +146,20 @@ class SegmentationCore:
         image_encoder = await self._image_encoder(version)
         feature_encoder = await self._segmenters.encoder(prompt_set.feature_encoder.name)
         spec = version.spec if adapter is None else adapter.spec
-        loaded = await self._decoder(version, adapter)
         references = await self.prompt_sets.references(prompt_set, options)
         wants_colours = spec.colour_evidence is not None
         tile_side = options.tile_side or 0
         target = await self._targets.open(image, image_encoder, feature_encoder, tile_side, wants_colours=wants_colours)
         embedded = time.monotonic()
-        decoder = QueueDecoder(self._queue, spec, loaded, image_encoder.spec.preprocessing, target, urgency)
         refines = self._refines == "always" or (self._refines == "auto" and spec.prompt_raster is None)
         work = _Work(prompt_set, references, target, options, refines)
-        try:
-            findings, match_s = await self._workers.run(lambda: work.run(decoder))
-        except asyncio.CancelledError:
-            decoder.cancel()
-            raise
+        async with self._decoder(version, adapter) as graph:
+            decoder = QueueDecoder(self._queue, spec, graph, image_encoder.spec.preprocessing, target, urgency)
+            try:
+                findings, match_s = await self._workers.run(lambda: work.run(decoder))
+            except asyncio.CancelledError:
+                decoder.cancel()
+                raise
         ended = time.monotonic()
         timings = Timings(embedded - began, match_s, ended - embedded - match_s, ended - began)
         _observe(timings)
@@ -183,8 +183,13 @@ class SegmentationCore:
             )
         return version
 
-    async def _decoder(self, version: SegmenterVersion, adapter: AdapterVersion | None) -> LoadedSegmenter:
-        return await (self._segmenters.get(version) if adapter is None else self._adapters.get(adapter))
+    @asynccontextmanager
+    async def _decoder(self, version: SegmenterVersion, adapter: AdapterVersion | None) -> AsyncIterator[Decoder]:
+        if adapter is None:
+            yield await self._segmenters.get(version)
+            return
+        async with self._adapters.decoder(adapter) as decoder:
+            yield decoder
 
     async def _image_encoder(self, version: SegmenterVersion) -> EncoderVersion:
         encoder = await self._segmenters.encoder(version.image_encoder.name)

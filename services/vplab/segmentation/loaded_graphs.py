@@ -12,7 +12,7 @@ from prometheus_client import Gauge
 
 from vplab.errors import DataLoss, FailedPrecondition
 from vplab.runtime.single_flight import SingleFlight
-from vplab.segmentation.ports import LoadedSegmenter, ModelSource, SegmenterLoader
+from vplab.segmentation.ports import GraphLoader, ModelSource
 from vplab.segmentation.values import ModelRef
 from vplab.vision.specs import SegmenterSpec
 
@@ -32,10 +32,18 @@ class HasGraph(Protocol):
     def spec(self) -> SegmenterSpec: ...
 
 
+class HasBytes(Protocol):
+    """Something in memory."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
 Version = TypeVar("Version", bound=HasGraph)
+Graph = TypeVar("Graph", bound=HasBytes)
 
 
-class LoadedGraphs(Generic[Version]):
+class LoadedGraphs(Generic[Version, Graph]):
     """Loads graphs when they are asked for; the least recently used leave.
 
     One that leaves stays in memory until the work that holds it has ended. The newest is kept even when it alone
@@ -45,14 +53,14 @@ class LoadedGraphs(Generic[Version]):
     def __init__(
         self,
         source: ModelSource,
-        loader: SegmenterLoader,
+        loader: GraphLoader[Graph],
         kind: str,
-        gauge: Gauge,
+        gauge: Gauge | None,
         *,
         max_loaded: int | None = None,
         max_bytes: int | None = None,
     ) -> None:
-        """kind: ``segmenter`` or ``adapter``, for the log. gauge: counts the graphs."""
+        """kind: ``segmenter``, ``adapter`` or ``bank``, for the log. gauge: counts the graphs."""
         self._source = source
         self._loader = loader
         self._kind = kind
@@ -60,20 +68,20 @@ class LoadedGraphs(Generic[Version]):
         self._gauge = gauge
         self._max_loaded = max_loaded
         self._max_bytes = max_bytes
-        self._loaded: OrderedDict[str, tuple[Version, LoadedSegmenter]] = OrderedDict()
+        self._loaded: OrderedDict[str, tuple[Version, Graph]] = OrderedDict()
         self._failures: dict[str, tuple[float, FailedPrecondition | DataLoss]] = {}
-        self._loading: SingleFlight[LoadedSegmenter] = SingleFlight(outlives_callers=True)
+        self._loading: SingleFlight[Graph] = SingleFlight(outlives_callers=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"load-{kind}")
 
     def holds(self, version: Version) -> bool:
         """Say whether a version is in memory."""
         return version.model.digest in self._loaded
 
-    def loaded(self) -> Sequence[tuple[Version, LoadedSegmenter]]:
+    def loaded(self) -> Sequence[tuple[Version, Graph]]:
         """Return what is in memory."""
         return list(self._loaded.values())
 
-    async def get(self, version: Version) -> LoadedSegmenter:
+    async def get(self, version: Version) -> Graph:
         """Return a graph, loading and warming it up if needed.
 
         Raises NotFound, Unavailable, DataLoss if a file does not have its digest, ModelUnsupported.
@@ -93,7 +101,7 @@ class LoadedGraphs(Generic[Version]):
         self._loading.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _load(self, version: Version) -> LoadedSegmenter:
+    async def _load(self, version: Version) -> Graph:
         model, began = version.model, time.monotonic()
         try:
             async with self._source.files(model) as folder:
@@ -114,7 +122,8 @@ class LoadedGraphs(Generic[Version]):
         while len(self._loaded) > 1 and self._is_over():
             digest, (version, _) = self._loaded.popitem(last=False)
             _log.info(f"{self._kind}_unloaded", name=version.model.name, digest=digest)
-        self._gauge.set(len(self._loaded))
+        if self._gauge is not None:
+            self._gauge.set(len(self._loaded))
 
     def _is_over(self) -> bool:
         num_bytes = sum(graph.num_bytes for _, graph in self._loaded.values())

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,14 @@ from vplab.segmentation.values import (
     PromptSetDraft,
     SegmenterVersion,
 )
+from vplab.vision.adapters.bank_layout import BankLayout
 from vplab.vision.specs import SegmenterSpec
+
+Row = NDArray[np.float16]
+"""An adapter (W,) as a bank keeps it."""
+Decoded = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Logits (N, planes, h, w) and predicted IoU (N, planes)."""
+Graph = TypeVar("Graph", covariant=True)
 
 
 class ModelSource(Protocol):
@@ -130,7 +137,7 @@ class LoadedSegmenter(Protocol):
         point_labels: NDArray[np.float32],
         mask_input: NDArray[np.float32],
         has_mask_input: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    ) -> Decoded:
         """Decode N prompts of B images: low-resolution logits (N, planes, h, w) and predicted IoU (N, planes).
 
         image_embedding: (B, C, h, w) float32. image_index: (N,). point_coords: (N, P, 2). point_labels: (N, P).
@@ -139,12 +146,67 @@ class LoadedSegmenter(Protocol):
         ...
 
 
-class SegmenterLoader(Protocol):
+class LoadedBank(Protocol):
+    """A decoder graph in memory that takes adapters as inputs, and rows for them. Row 0 is the base and stays so."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs, and where its rows are."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """About what graph and rows take of memory, rows nobody has used yet too."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Adapters there are rows for: 1 to ``capacity``."""
+        ...
+
+    @property
+    def layout(self) -> BankLayout:
+        """What a row holds."""
+        ...
+
+    def write(self, index: int, row: Row) -> None:
+        """Put an adapter in row ``index``. Called from the device's thread only."""
+        ...
+
+    def run(
+        self,
+        adapter_index: Sequence[int],
+        image_embedding: NDArray[np.float32],
+        image_index: NDArray[np.int64],
+        point_coords: NDArray[np.float32],
+        point_labels: NDArray[np.float32],
+        mask_input: NDArray[np.float32],
+        has_mask_input: NDArray[np.float32],
+    ) -> Decoded:
+        """Decode as ``LoadedSegmenter.run``, each prompt with the adapter in the row that ``adapter_index`` (N,) says.
+
+        Called from the device's thread only.
+        """
+        ...
+
+
+class GraphLoader(Protocol[Graph]):
     """Turns files into a graph in memory."""
 
-    def load(self, name: str, role: str, folder: Path, spec: SegmenterSpec) -> LoadedSegmenter:
+    def load(self, name: str, role: str, folder: Path, spec: SegmenterSpec) -> Graph:
         """Load a graph, run it once and check its outputs; slow, called beside the thread that serves.
 
         name, role: for errors, such as ``an adapter``. Raises ModelUnsupported if the graph is not what the spec says.
         """
+        ...
+
+
+SegmenterLoader = GraphLoader[LoadedSegmenter]
+
+
+class BankLoader(GraphLoader[LoadedBank], Protocol):
+    """Turns a segmenter's bank graph, and adapters' files, into what is in memory."""
+
+    def read_row(self, folder: Path, layout: BankLayout) -> Row:
+        """Read an adapter version's tensors. Raises InvalidInput if they are not what the bank takes, DataLoss."""
         ...

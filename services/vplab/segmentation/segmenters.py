@@ -28,7 +28,7 @@ class Segmenters:
     def __init__(self, source: ModelSource, loader: SegmenterLoader, max_loaded: int) -> None:
         self._source = source
         self._names: FollowedNames[SegmenterVersion] = FollowedNames(source.find_segmenter, self._prepare)
-        self._graphs: LoadedGraphs[SegmenterVersion] = LoadedGraphs(
+        self._graphs: LoadedGraphs[SegmenterVersion, LoadedSegmenter] = LoadedGraphs(
             source, loader, "segmenter", metrics.SEGMENTERS_LOADED, max_loaded=max_loaded
         )
         self._encoders: OrderedDict[str, EncoderVersion] = OrderedDict()

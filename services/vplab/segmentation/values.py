@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vplab.vision.adapters.spec import AdapterSpec
 from vplab.vision.images import PixelFormat
 from vplab.vision.masks import decode_runs
 from vplab.vision.matching import ClassBank, TargetPatches
@@ -73,13 +74,15 @@ class EncoderVersion:
 
 @dataclass(frozen=True)
 class AdapterVersion:
-    """An adapter that can be loaded: its graph is the segmenter's with the adapter merged in."""
+    """An adapter that can be loaded: into the segmenter's bank, or as a graph with the adapter merged in."""
 
     model: ModelRef
     spec: SegmenterSpec
     """What the merged graph obeys."""
     segmenter: ModelRef
     """The segmenter it was made for."""
+    adapter: AdapterSpec | None = None
+    """What it is made of; None if its files do not say, or say something this software does not know."""
 
 
 @dataclass(frozen=True, eq=False)

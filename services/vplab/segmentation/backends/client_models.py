@@ -18,11 +18,13 @@ from vplab.client.registry.values import Lineage, Manifest, Version
 from vplab.errors import DeadlineExceeded, InvalidInput, OutOfRange, Unavailable
 from vplab.segmentation.errors import ModelUnsupported
 from vplab.segmentation.values import AdapterVersion, EncoderVersion, ModelRef, SegmenterVersion
+from vplab.vision.adapters.spec import AdapterSpec, adapter_spec_from_json
 from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 
 _log = structlog.get_logger(__name__)
 
 _SPEC_FILE: Final = "model.json"
+_ADAPTER_FILE: Final = "adapter.json"
 _MAX_SPEC_BYTES: Final = 1 << 20
 _RETRY_S: Final = (0.5, 15.0)
 _SEGMENTER, _ENCODER, _ADAPTER = "a segmenter", "an encoder", "an adapter"
@@ -77,8 +79,9 @@ class ClientModels:
             if not isinstance(spec, SegmenterSpec):
                 raise ModelUnsupported(snapshot.version_name, _ADAPTER, f"its {_SPEC_FILE} is that of an {spec.kind}")
             base = _lineage(snapshot.version_name, _ADAPTER, snapshot.manifest, "segmenter")
+            adapter = await asyncio.to_thread(_read_adapter, snapshot)
             return AdapterVersion(
-                ModelRef(snapshot.version_name, snapshot.digest), spec, ModelRef(base.version, base.digest)
+                ModelRef(snapshot.version_name, snapshot.digest), spec, ModelRef(base.version, base.digest), adapter
             )
 
     @asynccontextmanager
@@ -153,6 +156,14 @@ class ClientModels:
 def _read_spec(snapshot: Snapshot) -> bytes:
     path = snapshot.folder / _SPEC_FILE
     return path.read_bytes() if path.is_file() else b""
+
+
+def _read_adapter(snapshot: Snapshot) -> AdapterSpec | None:
+    try:
+        said = json.loads((snapshot.folder / _ADAPTER_FILE).read_bytes())
+        return adapter_spec_from_json(json.dumps(said["adapter"]))
+    except (OSError, ValueError, KeyError, TypeError, InvalidInput):
+        return None  # a newer method, or nothing said; its graph can be served all the same
 
 
 def _spec(name: str, role: str, data: bytes) -> EncoderSpec | SegmenterSpec:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vplab.errors import DataLoss, InvalidInput
+from vplab.vision.adapters.spec import AdapterSpec, EPeftSpec
 
 BANK_INPUT: Final = "adapter_bank"
 """Graph input (A, W) float16: the rows."""
@@ -93,3 +94,14 @@ class BankLayout(BaseModel):
             found[tensor.name] = values.reshape(tensor.shape)
             start += tensor.size
         return found
+
+
+def has_place_for(bank: AdapterSpec, adapter: AdapterSpec) -> bool:
+    """Say whether a bank for adapters of one spec takes those of another: the same, or parts of the same ensemble."""
+    if bank == adapter:
+        return True
+    if not isinstance(bank, EPeftSpec):
+        return False
+    parts = {name: value for name, value in adapter if name != "method"} if isinstance(adapter, EPeftSpec) else None
+    wanted = {adapter.method: adapter} if parts is None else parts
+    return all(part is None or part == getattr(bank, name, None) for name, part in wanted.items())
