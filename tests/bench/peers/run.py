@@ -1,20 +1,22 @@
 """One run of all servers of the comparison under the same load, and the bare loop beside them.
 
-``python tests/bench/peers/run.py --out OUT`` measures clicks and embeddings at every concurrency, one server after the
-other and the whole of it ``--rounds`` times, and writes OUT/peers.json and OUT/peers.md.
+``python tests/bench/peers/run.py --out OUT`` measures, server after server and the whole of it ``--rounds`` times:
+clicks and embeddings at every concurrency; then, for our services alone, clicks beside bulk work and how costs grow,
+which are ``vplab bench --beside precompute`` and ``--growth all``. It writes OUT/peers.json and OUT/peers.md, and with
+``--readme`` the tables into this folder's README and their summary into the README of the project.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from servers import SERVERS, Server, cpu_seconds, digest_of, free_port
+from report import BARE, summary_of, tables_of
+from servers import ROOT, SERVERS, Form, Server, cpu_seconds, digest_of, free_port
 from work import Click, Mask, Work
 
 from vplab.bench.generators import Generators
@@ -26,39 +28,132 @@ from vplab.evaluation.software import describe_software
 HERE = Path(__file__).resolve().parent
 CONCURRENCY = (1, 2, 4, 8, 16)
 WORKS = ("click", "embed")
-BARE = "bare loop"
+PARTS = ("servers", "beside", "growth")
+PROBE_CALLERS = 8
 # The forms of the bare loop on a machine of N cores: runs that use all of them, or one on each.
 _CORES = os.cpu_count() or 1
 BARE_FORMS = ((1, _CORES), (_CORES, 1)) if _CORES > 1 else ((1, 1),)
 
+Row = dict[str, Any]
+
 
 def main() -> None:
+    arguments = parse()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "peers.json"
+    settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
+    report: Row = {"settings": settings, "forms": {}, "rows": [], "beside": [], "growth": [], "made": {}}
+    if path.exists():  # parts that are not measured now stay as an earlier run found them
+        report = {**json.loads(path.read_text()), "settings": settings}
+    made = describe_software()
+    for part in arguments.parts:
+        report["made"][part] = made
+        if part == "servers":
+            report |= {"rows": [], "forms": {}}
+            Comparison(arguments, report, path).run()
+        else:
+            report[part] = bench(part, arguments)
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    tables = tables_of(report)
+    (arguments.out / "peers.md").write_text(tables + "\n")
+    print(tables)
+    if arguments.readme:
+        write_between(HERE / "README.md", "peers", tables)
+        write_between(ROOT / "README.md", "serving", summary_of(report))
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--servers", nargs="*", default=list(SERVERS), choices=list(SERVERS))
     parser.add_argument("--works", nargs="*", default=list(WORKS), choices=WORKS)
     parser.add_argument("--concurrency", type=int, nargs="*", default=list(CONCURRENCY))
     parser.add_argument("--seconds", type=float, default=8.0, help="measured at each concurrency")
     parser.add_argument("--warm-up", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--probe-seconds", type=float, default=5.0, help="for each form that a peer may take")
+    parser.add_argument("--venvs", type=Path, help="folder of the peers' virtual environments; else OUT/venvs")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    pictures = make_pictures(arguments.images, arguments.side, num_points=16)
-    expected = expected_masks(pictures)
-    rows: list[dict[str, Any]] = []
-    for number in range(arguments.rounds):
-        for work in arguments.works:
-            rows += [{**row, "round": number} for row in measure_bare(work, arguments)]
-        for name in arguments.servers:
-            server = SERVERS[name](free_port())
-            rows += [{**row, "round": number} for row in measure_server(server, pictures, expected, arguments)]
-        report = {"settings": {**vars(arguments), "out": None}, "rows": rows, **describe_software()}
-        (arguments.out / "peers.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = table_of(rows, arguments.works)
-    (arguments.out / "peers.md").write_text(table + "\n")
-    print(table)
+    parser.add_argument("--readme", action="store_true", help="write the tables into the READMEs")
+    return parser.parse_args()
+
+
+class Comparison:
+    """Measures every server and the bare loop, round after round, and writes what it has after each step."""
+
+    def __init__(self, arguments: argparse.Namespace, report: Row, path: Path) -> None:
+        self._arguments = arguments
+        self._report = report
+        self._path = path
+        self._pictures = make_pictures(arguments.images, arguments.side, num_points=16)
+        self._expected = expected_masks(self._pictures)
+        venvs = arguments.venvs or arguments.out / "venvs"
+        self._pythons = {name: python_of(name, venvs) for name in arguments.servers}
+
+    def run(self) -> None:
+        """Find each server's best form, then measure in rounds: whatever drifts, drifts for all."""
+        names, works = self._arguments.servers, self._arguments.works
+        forms = {(name, work): self._best_form(name, work) for name in names for work in works}
+        self._report["forms"] = {f"{name}, {work}": str(form) for (name, work), form in forms.items()}
+        for number in range(self._arguments.rounds):
+            for work in self._arguments.works:
+                self._add(number, measure_bare(work, self._arguments))
+                for name in self._arguments.servers:
+                    form, seconds = forms[name, work], self._arguments.seconds
+                    self._add(number, self._measure(name, form, work, self._arguments.concurrency, seconds))
+
+    def _best_form(self, name: str, work: str) -> Form:
+        """Return the form in which a server answers most calls, each tried for a short while."""
+        forms = SERVERS[name].forms
+        if len(forms) == 1:
+            return forms[0]
+        seconds = self._arguments.probe_seconds
+        rates = {
+            form: self._measure(name, form, work, [PROBE_CALLERS], seconds)[0]["throughput_per_s"] for form in forms
+        }
+        return max(rates, key=rates.__getitem__)
+
+    def _measure(self, name: str, form: Form, work: str, concurrency: list[int], seconds: float) -> list[Row]:
+        """Start a server, compare its masks with the bare loop's, and measure it."""
+        server = SERVERS[name](free_port(), form, self._pythons[name])
+        rows = []
+        with server.running(self._arguments.out / name, self._pictures) as process:
+            agreement = check_masks(server, self._pictures, self._expected)
+            is_click = work == "click"
+            target = server.clicks() if is_click else server.embeddings()
+            make = server.click_requests if is_click else server.embed_requests
+            with Generators(target, make(self._pictures)) as generators:
+                for number in concurrency:
+                    cpu_s, began = cpu_seconds(process), time.monotonic()
+                    samples, is_whole = generators.run(Step(number, seconds, self._arguments.warm_up))
+                    if not is_whole:
+                        raise KeyboardInterrupt
+                    found = figures(samples)
+                    cpu_s = (cpu_seconds(process) - cpu_s) / (time.monotonic() - began)
+                    rate = found["throughput_per_s"]
+                    row = {"server": name, "form": str(form), "work": work, "concurrency": number, **found}
+                    rows.append({**row, "mask_iou_min": agreement, "cpu_s_per_item": cpu_s / rate if rate else None})
+                    show(rows[-1])
+        return rows
+
+    def _add(self, number: int, rows: list[Row]) -> None:
+        self._report["rows"] += [{**row, "round": number} for row in rows]
+        self._path.write_text(json.dumps(self._report, indent=1) + "\n")
+
+
+def python_of(name: str, folder: Path) -> Path:
+    """Return the interpreter that a server runs in; a peer's virtual environment is made if it is not there."""
+    requirements = HERE / "requirements" / f"{name}.txt"
+    if not requirements.exists():
+        return Path(sys.executable)
+    python = folder.absolute() / name / "bin" / "python"
+    if not python.exists():
+        print(f"making {name}'s virtual environment", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(requirements)], check=True)
+    return python
 
 
 def expected_masks(pictures: list[Picture]) -> list[Mask]:
@@ -66,50 +161,6 @@ def expected_masks(pictures: list[Picture]) -> list[Mask]:
     work = Work()
     work.embed([picture.data for picture in pictures])
     return work.click([Click(digest_of(picture), *picture.points_xy[0]) for picture in pictures])
-
-
-def measure_bare(work: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure every form of the bare loop."""
-    rows = []
-    for threads, intra_op in BARE_FORMS:
-        command = [sys.executable, str(HERE / "bare.py"), "--work", work, "--threads", str(threads)]
-        command += ["--intra-op", str(intra_op), "--seconds", str(arguments.seconds)]
-        command += ["--warm-up", str(arguments.warm_up), "--images", str(arguments.images)]
-        command += ["--side", str(arguments.side)]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        form = found.pop("form")
-        rows.append({"server": BARE, "concurrency": form["threads"], "form": f"{threads} x {intra_op}", **found})
-        show(rows[-1])
-    return rows
-
-
-def measure_server(
-    server: Server, pictures: list[Picture], expected: list[Mask], arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Start a server, compare its masks with the bare loop's, and measure it at every concurrency."""
-    rows = []
-    with server.running(arguments.out / server.name, pictures) as process:
-        agreement = check_masks(server, pictures, expected)
-        for work in arguments.works:
-            is_click = work == "click"
-            requests = server.click_requests(pictures) if is_click else server.embed_requests(pictures)
-            with Generators(server.clicks() if is_click else server.embeddings(), requests) as generators:
-                for concurrency in arguments.concurrency:
-                    cpu_s, began = cpu_seconds(process), time.monotonic()
-                    samples, is_whole = generators.run(Step(concurrency, arguments.seconds, arguments.warm_up))
-                    if not is_whole:
-                        raise KeyboardInterrupt
-                    found = figures(samples)
-                    cpu_s = (cpu_seconds(process) - cpu_s) / (time.monotonic() - began)
-                    rate = found["throughput_per_s"]
-                    rows.append(
-                        {
-                            "server": server.name, "work": work, "concurrency": concurrency,
-                            "mask_iou_min": agreement, **found, "cpu_s_per_item": cpu_s / rate if rate else None,
-                        }
-                    )  # fmt: skip
-                    show(rows[-1])
-    return rows
 
 
 def check_masks(server: Server, pictures: list[Picture], expected: list[Mask]) -> float:
@@ -124,46 +175,57 @@ def check_masks(server: Server, pictures: list[Picture], expected: list[Mask]) -
     return worst
 
 
-def show(row: dict[str, Any]) -> None:
+def measure_bare(work: str, arguments: argparse.Namespace) -> list[Row]:
+    """Measure every form of the bare loop."""
+    rows = []
+    for threads, intra_op in BARE_FORMS:
+        command = [sys.executable, str(HERE / "bare.py"), "--work", work, "--threads", str(threads)]
+        command += ["--intra-op", str(intra_op), "--seconds", str(arguments.seconds)]
+        command += ["--warm-up", str(arguments.warm_up), "--images", str(arguments.images)]
+        command += ["--side", str(arguments.side)]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        form = found.pop("form")
+        name = f"{form['threads']} threads x {form['intra_op']}"
+        rows.append({"server": BARE, "concurrency": form["threads"], "form": name, **found})
+        show(rows[-1])
+    return rows
+
+
+def bench(part: str, arguments: argparse.Namespace) -> list[Row]:
+    """Return the rows of ``vplab bench`` for one of its parts."""
+    folder = arguments.out / part
+    what = ["--beside", "precompute"] if part == "beside" else ["--growth", "all"]
+    command = [sys.executable, "-m", "vplab.cli.main", "bench", "--out", str(folder), *what]
+    command += ["--seconds", str(arguments.seconds), "--warm-up", str(arguments.warm_up)]
+    command += ["--images", str(arguments.images), "--image-size", str(arguments.side)]
+    command += ["--pairs", str(arguments.rounds)] if part == "beside" else []
+    code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if code not in (0, 1):
+        raise SystemExit(f"vplab bench {what[0]} ended with code {code}")
+    rows: list[Row] = json.loads((folder / "bench.json").read_text())[part]
+    return rows
+
+
+def show(row: Row) -> None:
     """Print a row as it comes."""
     latency = {key: "-" if value is None else f"{1e3 * value:.1f}" for key, value in row["latency_s"].items()}
     print(
         f"{row['server']:10} {row['work']:6} x{row['concurrency']:<3} {row['throughput_per_s']:7.1f}/s "
         f"p50 {latency['p50']} p99 {latency['p99']} ms, {1e3 * (row['cpu_s_per_item'] or 0):.1f} ms CPU each, "
-        f"generator {row['generator']['busiest_share']:.0%} {row['errors'] or ''}",
+        f"generator {row['generator']['busiest_share']:.0%} ({row['form']}) {row['errors'] or ''}",
         file=sys.stderr,
         flush=True,
     )
 
 
-def table_of(rows: list[dict[str, Any]], works: list[str]) -> str:
-    """Return the medians over the rounds as tables in Markdown."""
-    tables = []
-    for work in works:
-        lines = [
-            f"**{work}**", "",
-            "| server | at a time | per second | of the bare loop | p50, ms | p99, ms | CPU, ms each |",
-            "|---|--:|--:|--:|--:|--:|--:|",
-        ]  # fmt: skip
-        groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for row in rows:
-            if row["work"] == work:
-                groups.setdefault((row["server"], row["concurrency"]), []).append(row)
-        medians = {key: _median(group, "throughput_per_s") for key, group in groups.items()}
-        bare = max((value for (server, _), value in medians.items() if server == BARE), default=0.0)
-        for (server, concurrency), group in groups.items():
-            rate = medians[server, concurrency]
-            p50, p99 = (1e3 * _median([row["latency_s"] for row in group], key) for key in ("p50", "p99"))
-            cpu = 1e3 * _median(group, "cpu_s_per_item")
-            share = f"{rate / bare:.2f}" if bare else ""
-            lines.append(f"| {server} | {concurrency} | {rate:.1f} | {share} | {p50:.1f} | {p99:.1f} | {cpu:.1f} |")
-        tables.append("\n".join(lines))
-    return "\n\n".join(tables)
-
-
-def _median(rows: list[dict[str, Any]], key: str) -> float:
-    values = [row[key] for row in rows if row[key] is not None]
-    return statistics.median(values) if values else float("nan")
+def write_between(path: Path, mark: str, text: str) -> None:
+    """Put a text between ``<!-- mark -->`` and ``<!-- end mark -->`` of a file."""
+    begin, end = f"<!-- {mark} -->", f"<!-- end {mark} -->"
+    before, found, rest = path.read_text().partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise SystemExit(f"{path} has no marks {begin} and {end}")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,28 @@
 """The servers that are compared: how each is started, called, and read."""
 
 import asyncio
+import base64
 import hashlib
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
-from work import Mask
+from http_calls import HttpCalls
+from infer_messages import infer_answer, infer_request
+from work import Click, Mask
 
 from vplab.api.embedding.v1 import embedding_service_pb2 as embedding_pb
 from vplab.api.segmentation.v1 import segmentation_service_pb2 as segmentation_pb
@@ -30,23 +37,50 @@ ROOT = HERE.parents[2]
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 40.0
 _CALL_TIMEOUT_S = 30.0
+_SHARED = Path("/dev/shm")
 # Whatever this shell has set must not decide what is measured.
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("VPLAB_", "OMP_"))}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a server uses the machine's cores."""
+
+    workers: int = 0
+    """Processes that compute; 0 where the server decides by itself."""
+    intra_op: int = 0
+    """Threads of each run of a graph."""
+    batch: int = 1
+    """Most calls in one run of a graph."""
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers x {self.intra_op} threads, batches to {self.batch}" if self.workers else "as is"
+
+
+_CORES = os.cpu_count() or 1
+PEER_FORMS = (Form(_CORES, 1), Form(_CORES, 1, batch=4), Form(1, _CORES, batch=4))
+"""A worker on each core, without and with batching, and one worker that uses all of them."""
 
 
 class Server(ABC):
     """A server of the nano models that answers clicks and embeds images."""
 
     name: str
-    is_peer = True
-    """Whether it runs in a virtual environment of its own."""
+    forms: tuple[Form, ...] = PEER_FORMS
+    """What is tried; the one with the highest throughput of clicks is measured."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, form: Form, python: Path) -> None:
+        """python: interpreter of the virtual environment."""
         self.port = port
+        self.form = form
+        self.python = python
 
     @abstractmethod
-    def command(self, folder: Path) -> list[str]:
-        """Return the command that serves until SIGTERM. folder: for whatever it writes."""
+    def command(self, folder: Path, store: Path) -> list[str]:
+        """Return the command that serves until SIGTERM.
+
+        folder: for whatever it writes. store: folder in memory, for embeddings that its processes share.
+        """
 
     @abstractmethod
     def clicks(self) -> Target:
@@ -68,7 +102,7 @@ class Server(ABC):
     def mask_of(self, answer: bytes) -> Mask:
         """Return the mask of a click's answer."""
 
-    def environment(self, folder: Path) -> dict[str, str]:
+    def environment(self, store: Path) -> dict[str, str]:
         """Return further variables of the server's process."""
         return {}
 
@@ -92,11 +126,12 @@ class Server(ABC):
     def running(self, folder: Path, pictures: Sequence[Picture]) -> Iterator[psutil.Process]:
         """Serve, with all pictures embedded; gives the process, whose children belong to it."""
         folder.mkdir(parents=True, exist_ok=True)
-        environment = {**_CLEAN, "PYTHONPATH": str(ROOT / "services"), **self.environment(folder)}
+        store = Path(tempfile.mkdtemp(prefix="vplab-peers-", dir=_SHARED if _SHARED.is_dir() else None))
+        environment = {**_CLEAN, "PYTHONPATH": f"{ROOT / 'services'}:{HERE}", **self.environment(store)}
         with (folder / "log.txt").open("ab") as log:
             process = psutil.Popen(
-                self.command(folder), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, cwd=folder,
-                start_new_session=True,
+                self.command(folder, store), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
+                cwd=folder, start_new_session=True,
             )  # fmt: skip
             try:
                 self._wait_until_ready(process, folder, pictures[0])
@@ -105,6 +140,7 @@ class Server(ABC):
                 yield process
             finally:
                 _end(process)
+                shutil.rmtree(store, ignore_errors=True)
 
     def _wait_until_ready(self, process: psutil.Process, folder: Path, picture: Picture) -> None:
         give_up = time.monotonic() + _START_TIMEOUT_S
@@ -124,9 +160,9 @@ class VPLab(Server):
     """Our own services, as ``vplab serve`` starts them."""
 
     name = "vplab"
-    is_peer = False
+    forms = (Form(),)
 
-    def command(self, folder: Path) -> list[str]:
+    def command(self, folder: Path, store: Path) -> list[str]:
         return [
             sys.executable, "-m", "vplab.cli.main", "--home", str(folder / "home"), "serve",
             "registry", "embedding", "segmentation", "--port-base", str(self.port), "--log-files",
@@ -156,7 +192,98 @@ class VPLab(Server):
         return Mask(size_hw, np.array(mask.mask.runs, np.uint32), mask.predicted_iou)
 
 
-SERVERS: dict[str, type[Server]] = {server.name: server for server in (VPLab,)}
+class LitServe(Server):
+    """LitServe: bytes over HTTP, handed to worker processes through its message queue."""
+
+    name = "litserve"
+
+    def command(self, folder: Path, store: Path) -> list[str]:
+        numbers = (self.port, self.form.workers, self.form.intra_op, self.form.batch)
+        return [str(self.python), str(HERE / "litserve_server.py"), *map(str, numbers), str(store)]
+
+    def clicks(self) -> Target:
+        return HttpCalls(self.port, "/click", "application/octet-stream")
+
+    def embeddings(self) -> Target:
+        return HttpCalls(self.port, "/embed", "application/octet-stream")
+
+    def click_body(self, digest: str, x: float, y: float) -> bytes:
+        return Click(digest, x, y).to_bytes()
+
+    def embed_body(self, data: bytes) -> bytes:
+        return data
+
+    def mask_of(self, answer: bytes) -> Mask:
+        return Mask.from_bytes(answer)
+
+
+class MLServer(Server):
+    """MLServer: the Open Inference Protocol over gRPC, items as elements of a BYTES tensor."""
+
+    name = "mlserver"
+
+    def command(self, folder: Path, store: Path) -> list[str]:
+        numbers = (self.port, self.form.workers, self.form.batch)
+        return [str(self.python), str(HERE / "mlserver_server.py"), *map(str, numbers), str(folder)]
+
+    def environment(self, store: Path) -> dict[str, str]:
+        return {"PEER_INTRA_OP": str(self.form.intra_op), "PEER_STORE": str(store)}
+
+    def clicks(self) -> Target:
+        return self._target()
+
+    def embeddings(self) -> Target:
+        return self._target()
+
+    def click_body(self, digest: str, x: float, y: float) -> bytes:
+        return infer_request("click", Click(digest, x, y).to_bytes())
+
+    def embed_body(self, data: bytes) -> bytes:
+        return infer_request("embed", data)
+
+    def mask_of(self, answer: bytes) -> Mask:
+        return Mask.from_bytes(infer_answer(answer))
+
+    def _target(self) -> Target:
+        return GrpcCalls(f"127.0.0.1:{self.port}", "/inference.GRPCInferenceService/ModelInfer")
+
+
+class BentoML(Server):
+    """BentoML: HTTP, its workers and its adaptive batching."""
+
+    name = "bentoml"
+
+    def command(self, folder: Path, store: Path) -> list[str]:
+        program = [str(self.python.with_name("bentoml")), "serve", "bentoml_server:Nano"]
+        return [*program, "--working-dir", str(HERE), "--host", "127.0.0.1", "--port", str(self.port)]
+
+    def environment(self, store: Path) -> dict[str, str]:
+        return {
+            "PEER_WORKERS": str(self.form.workers), "PEER_INTRA_OP": str(self.form.intra_op),
+            "PEER_BATCH": str(self.form.batch), "PEER_STORE": str(store), "BENTOML_DO_NOT_TRACK": "True",
+            "BENTOML_HOME": str(store / "home"),
+        }  # fmt: skip
+
+    def clicks(self) -> Target:
+        return HttpCalls(self.port, "/click", "application/json")
+
+    def embeddings(self) -> Target:
+        return HttpCalls(self.port, "/embed", f"multipart/form-data; boundary={_BOUNDARY}")
+
+    def click_body(self, digest: str, x: float, y: float) -> bytes:
+        text = f"{digest} {x} {y}"
+        return json.dumps({"clicks": [text]} if self.form.batch > 1 else {"click": text}).encode()
+
+    def embed_body(self, data: bytes) -> bytes:
+        head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="image.jpg"\r\n'
+        return f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + data + f"\r\n--{_BOUNDARY}--\r\n".encode()
+
+    def mask_of(self, answer: bytes) -> Mask:
+        return Mask.from_bytes(base64.b64decode(json.loads(answer)[0]) if self.form.batch > 1 else answer)
+
+
+_BOUNDARY = "vplab-peers"
+SERVERS: dict[str, type[Server]] = {server.name: server for server in (VPLab, LitServe, MLServer, BentoML)}
 
 
 def digest_of(picture: Picture) -> str:
@@ -194,13 +321,13 @@ async def _ask(target: Target, body: bytes) -> bytes:
 
 def _end(process: psutil.Process) -> None:
     """Let a server end by itself, then kill what is left of it."""
-    family = [process, *process.children(recursive=True)]
     if process.poll() is None:
+        family = [process, *process.children(recursive=True)]
         process.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(family, _END_TIMEOUT_S)
-    for one in left:
-        one.kill()
-    psutil.wait_procs(left, _END_TIMEOUT_S)
+        psutil.wait_procs(family, _END_TIMEOUT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the session that it was started in
+    process.wait()
 
 
 def _is_taken(port: int) -> bool:

@@ -8,8 +8,9 @@ once per image.
 
 import hashlib
 import json
+import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vplab.vision.colour_evidence import ColourModel
+from vplab.vision.final_masks import final_mask
 from vplab.vision.images import decode_image
-from vplab.vision.masks import decode_runs, encode_runs, upsample_logits
-from vplab.vision.preprocessing import FrameTransform, preprocess
+from vplab.vision.masks import decode_runs, encode_runs
+from vplab.vision.preprocessing import FrameTransform, frame_transform, preprocess
 from vplab.vision.prompts import ObjectPrompt, prompt_tokens
 from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 
@@ -38,6 +40,22 @@ class Click:
     digest: str
     x: float
     y: float
+
+    def to_bytes(self) -> bytes:
+        """The digest as 64 ASCII characters, then x and y as little-endian float32."""
+        return self.digest.encode() + np.array([self.x, self.y], "<f4").tobytes()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Click":
+        """Undo ``to_bytes``."""
+        x, y = np.frombuffer(data, "<f4", 2, 64).tolist()
+        return Click(data[:64].decode(), x, y)
+
+    @staticmethod
+    def from_text(text: str) -> "Click":
+        """Read ``DIGEST X Y``."""
+        digest, x, y = text.split()
+        return Click(digest, float(x), float(y))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +97,9 @@ class _Kept:
 class Work:
     """The two graphs with the images that were embedded. Thread-safe."""
 
-    def __init__(self, *, intra_op_threads: int = 0, models: Path = MODELS) -> None:
-        """intra_op_threads: of each run; 0 is one per core."""
+    def __init__(self, *, intra_op_threads: int = 0, models: Path = MODELS, store: Path | None = None) -> None:
+        """intra_op_threads: of each run; 0 is one per core. store: folder that worker processes share embeddings in."""
+        self._store = store
         encoder, segmenter = (spec_from_json((models / name / "model.json").read_bytes()) for name in _FOLDERS)
         assert isinstance(encoder, EncoderSpec)
         assert isinstance(segmenter, SegmenterSpec)
@@ -90,6 +109,7 @@ class Work:
         self._outputs = [output.name for output in encoder.outputs]
         self._roles = [output.role for output in encoder.outputs]
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._shared: deque[Path] = deque()
         self._lock = threading.Lock()
 
     def embed(self, images: Sequence[bytes]) -> list[str]:
@@ -98,25 +118,23 @@ class Work:
         found = self._encoder.run(self._outputs, {"image": np.stack([image.tensor for image in prepared])})
         digests = []
         for index, (data, image) in enumerate(zip(images, prepared, strict=True)):
-            # Every output is kept, as the embedding service does; two are used by clicks.
+            # Every output is brought to half precision, as the embedding service does; clicks use two of them.
             halves = {
                 role: np.clip(values[index], -65504, 65504).astype(np.float16)
                 for role, values in zip(self._roles, found, strict=True)
             }
-            colours = ColourModel.of(halves.get("colours"), image.transform, self.spec)
-            digests.append(hashlib.sha256(data).hexdigest())
-            self._keep(digests[-1], _Kept(halves["image_embedding"], image.transform, colours))
+            digest = hashlib.sha256(data).hexdigest()
+            kept = self._made(halves["image_embedding"], halves["colours"], image.transform)
+            self._keep(digest, kept)
+            self._share(digest, kept, halves["colours"])
+            digests.append(digest)
         return digests
 
     def click(self, clicks: Sequence[Click]) -> list[Mask]:
         """Decode clicks, of any images, in one run of the decoder. Raises KeyError for a digest that is not kept."""
         kept = [self._get(click.digest) for click in clicks]
-        tokens = [
-            prompt_tokens(
-                ObjectPrompt(np.array([[click.x, click.y]], np.float32), np.ones(1, np.int64)), one.transform, self.spec
-            )
-            for click, one in zip(clicks, kept, strict=True)
-        ]
+        prompts = [ObjectPrompt(np.array([[click.x, click.y]], np.float32), np.ones(1, np.int64)) for click in clicks]
+        tokens = [prompt_tokens(prompt, one.transform, self.spec) for prompt, one in zip(prompts, kept, strict=True)]
         masks = np.zeros((len(tokens), 1, *self.spec.low_res_hw), np.float32)
         for row, token in zip(masks, tokens, strict=True):
             if token.mask_logits is not None:
@@ -134,15 +152,11 @@ class Work:
                 "has_mask_input": np.array([token.mask_logits is not None for token in tokens], np.float32),
             },
         )
-        return [
-            self._mask(one, planes[0], float(plane_ious[0]))
-            for one, planes, plane_ious in zip(kept, logits, ious, strict=True)
-        ]
-
-    def _mask(self, kept: _Kept, logits: NDArray[np.float32], iou: float) -> Mask:
-        final = logits if kept.colours is None else kept.colours.sharpen(logits)
-        mask = upsample_logits(final[None], kept.transform)[0] > self.spec.mask_threshold
-        return Mask(kept.transform.original_hw, encode_runs(mask), iou)
+        found = []
+        for prompt, one, planes, plane_ious in zip(prompts, kept, logits, ious, strict=True):
+            mask = final_mask(planes[0], prompt, one.transform, self.spec, one.colours)
+            found.append(Mask(one.transform.original_hw, encode_runs(mask), float(plane_ious[0])))
+        return found
 
     def _keep(self, digest: str, kept: _Kept) -> None:
         with self._lock:
@@ -152,8 +166,35 @@ class Work:
 
     def _get(self, digest: str) -> _Kept:
         with self._lock:
-            self._kept.move_to_end(digest)
-            return self._kept[digest]
+            if digest in self._kept:
+                self._kept.move_to_end(digest)
+                return self._kept[digest]
+        if self._store is None:
+            raise KeyError(digest)
+        with np.load(self._store / f"{digest}.npz") as arrays:
+            embedding, colours, original_hw = (arrays[name] for name in ("embedding", "colours", "original_hw"))
+        height, width = original_hw.tolist()
+        kept = self._made(embedding, colours, frame_transform((height, width), self.encoder_spec.preprocessing))
+        self._keep(digest, kept)
+        return kept
+
+    def _made(self, embedding: NDArray[np.float16], colours: NDArray[np.float16], transform: FrameTransform) -> _Kept:
+        return _Kept(embedding, transform, ColourModel.of(colours, transform, self.spec))
+
+    def _share(self, digest: str, kept: _Kept, colours: NDArray[np.float16]) -> None:
+        """Write what another worker needs of an image, and remove what this one wrote long ago."""
+        if self._store is None:
+            return
+        path = self._store / f"{digest}.npz"
+        part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        with part.open("wb") as file:
+            np.savez(file, embedding=kept.embedding, colours=colours, original_hw=np.array(kept.transform.original_hw))
+        part.replace(path)
+        with self._lock:
+            self._shared.append(path)
+            old = self._shared.popleft() if len(self._shared) > MAX_KEPT else None
+        if old is not None:
+            old.unlink(missing_ok=True)
 
 
 _FOLDERS = ("nano-encoder", "nano-segmenter")
