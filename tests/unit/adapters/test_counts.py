@@ -22,7 +22,7 @@ ENCODERS = (("SAM ViT-B", 64, 768), ("SAM ViT-L", 64, 1024), ("SAM ViT-H", 64, 1
 NO_GATE = PromptTokensSpec(gate="none")
 VARIANTS = {method: default_spec(method) for method in METHODS} | {
     "prompt_tokens, gate none": NO_GATE,
-    "e_peft, gate none": EPeftSpec(prompt_tokens=NO_GATE),
+    "e_peft, no mask head, gate none": EPeftSpec(prompt_tokens=NO_GATE, mask_head=None),
     "qlora, base_type int8": QloraSpec(base_type="int8"),
     "hq_token, early_channels 768 (ViT-B)": HqTokenSpec(early_channels=768),
     "hq_token, early_channels 1024 (ViT-L)": HqTokenSpec(early_channels=1024),
@@ -75,7 +75,8 @@ TABLES = {"counts": table, "cache": cache_table}
         ("ia3", 5_632),
         ("prompt_tokens, gate none", 12_800),
         ("image_context", 33_088),
-        ("e_peft, gate none", 195_904),
+        ("e_peft, no mask head, gate none", 195_904),
+        ("e_peft", 195_904 + 56 + 41_984),
         ("boft", 31_360),
         ("qlora", 144_384),
         ("full_decoder", 4_058_340),

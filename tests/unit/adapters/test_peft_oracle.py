@@ -84,7 +84,7 @@ def test_ia3_equals_peft(decoder, inputs):
 
 
 def test_ia3_over_lora_equals_peft_injected_in_that_order(decoder, inputs):
-    spec = EPeftSpec(prompt_tokens=None, image_context=None)
+    spec = EPeftSpec(prompt_tokens=None, image_context=None, mask_head=None)
     assert_equal_to_peft(decoder, inputs, spec, peft.LoraConfig(**LORA), peft.IA3Config(**IA3))
 
 

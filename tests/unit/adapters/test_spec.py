@@ -63,7 +63,8 @@ def test_a_wrong_spec_is_refused_with_its_field(text, field):
 @pytest.mark.parametrize(
     "text",
     [
-        '{"method": "e_peft", "lora": null, "ia3": null, "prompt_tokens": null, "image_context": null}',
+        '{"method": "e_peft", "lora": null, "ia3": null, "prompt_tokens": null, "image_context": null,'
+        ' "mask_head": null}',
         '{"method": "ia3", "output_targets": [], "input_targets": []}',
         '{"method": "prompt_tokens", "query_tokens": [0, 0], "image_tokens": [0, 0, 0]}',
     ],
@@ -100,7 +101,7 @@ def test_a_spec_that_does_not_fit_the_decoder_is_refused_with_its_field(decoder,
 def test_parts_left_out_of_the_ensemble_have_no_tensors(decoder):
     spec = EPeftSpec(lora=None, prompt_tokens=None)
     prefixes = {name.split(".")[0] for name in adapt(decoder, spec).adapter_state()}
-    assert prefixes == {"ia3", "image_context"}
+    assert prefixes == {"ia3", "image_context", "mask_head"}
 
 
 def test_reading_a_spec_needs_no_torch():

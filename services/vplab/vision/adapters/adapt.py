@@ -16,7 +16,7 @@ from vplab.vision.adapters.part import Part, Site
 from vplab.vision.adapters.quantized import frozen_linear, restore_linears
 from vplab.vision.adapters.spec import AdapterSpec, HqTokenSpec
 from vplab.vision.adapters.tensors import AdapterTensors, Tensors
-from vplab.vision.adapters.walk import decode_adapted, linear_sites
+from vplab.vision.adapters.walk import decode_adapted, linear_sites, put_linear
 from vplab.vision.sam.onnx_decoder import PromptDecoder
 
 
@@ -114,7 +114,7 @@ class AdaptedDecoder(nn.Module):
             for part in self.parts:
                 weight, bias = part.fold(tensors, Site(name, layer), weight, bias)
             if weight is not layer.weight or bias is not layer.bias:
-                base.mask_decoder.transformer.set_submodule(name, frozen_linear(weight, bias))
+                put_linear(base.mask_decoder, name, frozen_linear(weight, bias))
         restore_linears(base.mask_decoder)
         parts = [rest for part in self.parts if (rest := part.after_folding()) is not None]
         if not parts:

@@ -61,11 +61,13 @@ def parts_of(spec: AdapterSpec, decoder: MaskDecoder) -> tuple[Part, ...]:
 def _e_peft(spec: EPeftSpec, decoder: MaskDecoder) -> tuple[Part, ...]:
     """Return the parts that are not left out; IA3 scales what LoRA has changed."""
     parts: list[Part] = []
-    for field in ("lora", "ia3", "prompt_tokens", "image_context"):
+    for field in ("lora", "ia3", "prompt_tokens", "image_context", "mask_head"):
         part = getattr(spec, field)
         if part is not None:
             try:
-                parts.extend(parts_of(part, decoder))
+                # Both are LoRA; each has its tensors under its own name.
+                is_head = field == "mask_head"
+                parts.extend([Lora(part, linear_sites(decoder), field)] if is_head else parts_of(part, decoder))
             except InvalidInput as error:
                 raise error.under(field) from error
     return tuple(parts)

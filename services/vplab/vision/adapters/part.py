@@ -19,10 +19,10 @@ Linear = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Site:
-    """A linear layer of the two-way transformer."""
+    """A linear layer of the two-way transformer or of the mask head."""
 
     name: str
-    """Its path, such as ``layers.0.self_attn.q_proj``."""
+    """Its path, such as ``layers.0.self_attn.q_proj`` or ``output_hypernetworks_mlps.1.layers.2``."""
     layer: nn.Linear
     """The frozen layer."""
     grid_hw: tuple[int, int] | None = None

@@ -22,13 +22,26 @@ from vplab.vision.adapters.tensors import Tensors, affine
 from vplab.vision.sam.onnx_decoder import PromptDecoder
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "lin1", "lin2")
+MASK_HEAD = "output_hypernetworks_mlps"
 Grid = tuple[int, int] | None
 
 
 def linear_sites(decoder: MaskDecoder) -> dict[str, nn.Linear]:
-    """Return the linear layers of the two-way transformer by path, in the order of the state dict."""
+    """Return by path the linear layers of the two-way transformer, then those that make the planes' mask vectors.
+
+    A path begins at the transformer, or with ``output_hypernetworks_mlps`` at the decoder.
+    """
     modules = decoder.transformer.named_modules()
-    return {name: cast(nn.Linear, module) for name, module in modules if name.rpartition(".")[2] in _LINEARS}
+    sites = {name: cast(nn.Linear, module) for name, module in modules if name.rpartition(".")[2] in _LINEARS}
+    for plane, mlp in enumerate(decoder.output_hypernetworks_mlps):
+        sites |= {f"{MASK_HEAD}.{plane}.layers.{place}": layer for place, layer in enumerate(mlp.layers)}
+    return sites
+
+
+def put_linear(decoder: MaskDecoder, site: str, layer: nn.Linear) -> None:
+    """Put another layer at one of ``linear_sites``."""
+    owner = decoder if site.startswith(MASK_HEAD) else decoder.transformer
+    owner.set_submodule(site, layer)
 
 
 def decode_adapted(
@@ -61,7 +74,7 @@ def decode_adapted(
     queries, keys = walk.transformer(image, cast(Tensor, base.dense_pe), torch.cat([output_tokens, sparse], dim=1))
 
     upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(image.shape))  # (N, C/8, 4h, 4w)
-    hyper = torch.stack([mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
+    hyper = walk.mask_vectors(queries[:, 1 : 1 + decoder.num_mask_tokens])
     logits = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
     first_extra = 1 + decoder.num_mask_tokens
     extra_queries = queries[:, first_extra : first_extra + num_extra]
@@ -104,6 +117,17 @@ class _Walk:
             key_grid=grid,
         )
         return transformer.norm_final_attn(queries + attended), keys
+
+    def mask_vectors(self, mask_tokens: Tensor) -> Tensor:
+        """Return what each plane's mask is read from the image feature with, (N, M, C/8); mask_tokens: (N, M, C)."""
+        vectors = []
+        for plane, mlp in enumerate(self.decoder.output_hypernetworks_mlps):
+            x = mask_tokens[:, plane : plane + 1]
+            for place, layer in enumerate(mlp.layers):
+                x = self._linear(f"{MASK_HEAD}.{plane}.layers.{place}", layer, x)
+                x = F.relu(x) if place < mlp.num_layers - 1 else x
+            vectors.append(x)
+        return torch.cat(vectors, dim=1)
 
     def _layer(
         self, index: int, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, grid: tuple[int, int]
