@@ -139,7 +139,8 @@ def _tuned(task: Task, choice: Choice, shots: int, seed: int, *, stops_early: bo
         seconds = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     return {
         "after": measure(adapted, task.tests, references),
-        "best_step": result.best_step,
+        "best_step": result.chosen.step,
+        "share": result.chosen.share,
         **{name: round(value, 1) for name, value in seconds.items()},
     }
 

@@ -137,27 +137,19 @@ def digests() -> dict[str, str]:
 
 
 @dataclass(frozen=True, eq=False)
-class CachedView(EmbeddedView):
-    """A view with what sharpens its masks."""
-
-    colours: NDArray[np.float16] | None = None
-    """(3, h, w)"""
-
-
-@dataclass(frozen=True, eq=False)
 class Task:
     """One class, embedded."""
 
     name: str
-    views: Sequence[Sequence[CachedView]]
+    views: Sequence[Sequence[EmbeddedView]]
     """Per pool image, the image itself first."""
-    tests: Sequence[CachedView]
+    tests: Sequence[EmbeddedView]
 
     @classmethod
     def of(cls, source: Source, cache_dir: Path) -> "Task":
         """Embed, or read what was embedded before."""
         pairs = source.read(POOL + NUM_TEST)
-        views: list[list[CachedView]] = []
+        views: list[list[EmbeddedView]] = []
         for index, (image, mask) in enumerate(pairs):
             plans = plan_views(MAX_VIEWS if index < len(pairs) - NUM_TEST else 1, 0, index)
             views.append([])
@@ -187,7 +179,7 @@ def _encoder() -> tuple[ort.InferenceSession, EncoderSpec]:
 
 def _embed(
     pixels: NDArray[np.uint8], masks: dict[int, NDArray[np.bool_]], index: int, is_original: bool, path: Path
-) -> CachedView:
+) -> EmbeddedView:
     transform = frame_transform((pixels.shape[0], pixels.shape[1]), _encoder()[1].preprocessing)
     if not path.exists():
         session, spec = _encoder()
@@ -202,13 +194,13 @@ def _embed(
         features = arrays["features"].astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True).clip(1e-6)
     patches = PatchFeatures(features, transform, 8)
-    return CachedView(index, is_original, embedding, transform, masks, patches, colours=colours)
+    return EmbeddedView(index, is_original, embedding, transform, masks, patches, colours=colours)
 
 
 class ServedDecoder:
     """A torch decoder behind the pipeline's port, for one image."""
 
-    def __init__(self, decoder: TunableDecoder | PromptDecoder, spec: SegmenterSpec, view: CachedView) -> None:
+    def __init__(self, decoder: TunableDecoder | PromptDecoder, spec: SegmenterSpec, view: EmbeddedView) -> None:
         self.spec = spec
         colours = ColourModel.of(view.colours, view.transform, spec)
         assert colours is not None
@@ -244,7 +236,7 @@ class ServedDecoder:
 
 def measure(
     decoder: TunableDecoder | PromptDecoder,
-    tests: Sequence[CachedView],
+    tests: Sequence[EmbeddedView],
     references: Sequence[EmbeddedView],
     num_matched: int = NUM_MATCHED,
 ) -> dict[str, float]:

@@ -52,7 +52,7 @@ class ColourModel:
     @property
     def num_bytes(self) -> int:
         """What it holds in memory."""
-        return self._bins.nbytes
+        return int(self._bins.nbytes)
 
     def sharpen(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return one mask's logits with what the colours say of it; logits: (h, w) over the padded frame.

@@ -137,6 +137,11 @@ class SegmenterSpec(_Spec):
     """Only in a segmenter's own version; an adapter version has its one adapter merged in."""
 
     @property
+    def refines(self) -> bool:
+        """Whether a matched point's mask gains from a second pass with its box and logits, as SAM's does."""
+        return self.prompt_raster is None
+
+    @property
     def without_bank(self) -> "SegmenterSpec":
         """What a decoder graph alone obeys."""
         return self.model_copy(update={"adapter_bank": None})

@@ -70,7 +70,7 @@ def test_losses_have_gradients_for_masks_and_scores():
 def test_most_points_lie_where_the_decoder_is_unsure():
     logits = torch.full((1, 1, 32, 32), 9.0)
     logits[..., 12:20] = 0.1  # a quarter of the columns
-    points = sample_points(logits, torch.Generator().manual_seed(0))
+    points = sample_points(logits, 200, torch.Generator().manual_seed(0))
     unsure = (at_points(logits, points).abs() < 5).float().mean()
     assert unsure > 0.6  # at random it were a quarter
 
@@ -83,7 +83,7 @@ def test_planes_are_read_between_their_cells():
 
 def test_a_perfect_plane_has_hardly_any_loss():
     target = square()
-    points = sample_points(logits_like(target, 20.0), torch.Generator().manual_seed(0))
+    points = sample_points(logits_like(target, 20.0), 200, torch.Generator().manual_seed(0))
     losses = plane_losses(logits_like(target, 20.0), target, points)
     assert losses.shape == (1, 4)
     assert losses.max() < 0.2

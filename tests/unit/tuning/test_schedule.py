@@ -1,8 +1,16 @@
 import pytest
 
 from vplab.errors import InvalidInput
-from vplab.training.tuning.schedule import check_steps, choose_step, gain, learning_rate, mean_metrics, plan_runs
-from vplab.training.tuning.values import TuningMetrics, TuningOptions
+from vplab.training.tuning.schedule import (
+    candidates_at,
+    check_steps,
+    choose,
+    gain,
+    learning_rate,
+    mean_metrics,
+    plan_runs,
+)
+from vplab.training.tuning.values import BASE, Candidate, TuningMetrics, TuningOptions
 
 OPTIONS = TuningOptions(num_steps=40, num_checks=4, num_folds=2, warmup_steps=4)
 
@@ -37,18 +45,28 @@ def measured(box: float, point: float = 0.5, proposal: float | None = 0.5) -> Tu
 
 def test_of_nearly_equal_steps_the_later_one_is_chosen():
     curve = [(0, 0.3), (10, 0.6), (20, 0.599), (30, 0.4)]
-    assert choose_step([(step, measured(box)) for step, box in curve]) == 20
+    assert choose([(Candidate(step, 1.0), measured(box)) for step, box in curve]).step == 20
+
+
+def test_of_shares_that_gain_alike_the_smallest_is_chosen():
+    curve = [(BASE, 0.3), *zip(candidates_at(40, OPTIONS), (0.6, 0.599, 0.4), strict=True)]
+    assert choose([(candidate, measured(box)) for candidate, box in curve]) == Candidate(40, 0.75)
+
+
+def test_shares_are_tried_after_all_steps():
+    assert candidates_at(20, OPTIONS) == [Candidate(20, 1.0)]
+    assert [share for _, share in candidates_at(40, OPTIONS)] == [1.0, 0.75, 0.5]
 
 
 def test_without_a_gain_worth_it_the_base_stays():
-    assert choose_step([(0, measured(0.7)), (10, measured(0.6)), (20, measured(0.5))]) == 0
-    assert choose_step([(0, measured(0.7)), (10, measured(0.705)), (20, measured(0.699))]) == 0
+    for boxes in ((0.7, 0.6, 0.5), (0.7, 0.705, 0.699)):
+        assert choose([(Candidate(10 * i, 1.0), measured(box)) for i, box in enumerate(boxes)]) == BASE
 
 
 def test_boxes_do_not_pay_for_better_proposals():
     start, traded = measured(0.8, proposal=0.5), measured(0.7, proposal=0.65)
     assert gain(traded, start) < 0 < gain(measured(0.8, proposal=0.65), start)
-    assert choose_step([(0, start), (10, traded)]) == 0
+    assert choose([(BASE, start), (Candidate(10, 1.0), traded)]) == BASE
 
 
 def test_what_was_not_measured_has_no_say_in_the_gain():

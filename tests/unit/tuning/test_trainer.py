@@ -8,7 +8,7 @@ from fakes.tiny_tuning import SEGMENTER, WholeDecoder, disc, discs, examples_of,
 from vplab.errors import Cancelled, InvalidInput
 from vplab.training.tuning.checkpoints import FileCheckpoint
 from vplab.training.tuning.trainer import tune
-from vplab.training.tuning.values import TuningOptions, TuningProgress
+from vplab.training.tuning.values import BASE, TuningOptions, TuningProgress
 from vplab.vision.adapters.adapt import adapt
 from vplab.vision.adapters.spec import LoraSpec
 
@@ -151,23 +151,23 @@ def test_from_three_images_a_fold_finds_the_number_of_steps():
     seen: list[TuningProgress] = []
     result = tune(WholeDecoder(), examples_of(discs(4)), SEGMENTER, SHORT, on_progress=seen.append)
     assert result.validation_kind == "held_out"
-    assert [step for step, _ in result.curve] == [0, 2, 4]
+    assert [candidate for candidate, _ in result.curve] == [BASE, (2, 1), (4, 1), (4, 0.75), (4, 0.5)]
     in_fold = [p for p in seen if p.run == "fold 1 of 1"]
     on_all = [p for p in seen if p.run == "all images"]
     assert len(in_fold) == SHORT.num_steps
-    assert len(on_all) == result.best_step
+    assert len(on_all) == result.chosen.step
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
     assert [bool(p.validation) for p in in_fold] == [False, True, False, True]
     assert result.metrics_before.iou == pytest.approx(result.curve[0][1])
-    assert result.metrics_after.iou == pytest.approx(dict(result.curve)[result.best_step])
+    assert result.metrics_after.iou == pytest.approx(dict(result.curve)[result.chosen])
 
 
 def test_the_best_step_on_given_images_is_kept():
     result = tune(WholeDecoder(), examples_of(discs(3)), SEGMENTER, SHORT, validation=examples_of(discs(6)[4:]))
     assert result.validation_kind == "given"
     best = max(value for _, value in result.curve)
-    assert dict(result.curve)[result.best_step] >= best - 0.005
-    assert result.metrics_after.iou == pytest.approx(dict(result.curve)[result.best_step])
+    assert dict(result.curve)[result.chosen] >= best - 0.005
+    assert result.metrics_after.iou == pytest.approx(dict(result.curve)[result.chosen])
 
 
 def test_a_rate_that_ruins_the_decoder_is_undone_by_early_stopping():
@@ -175,7 +175,7 @@ def test_a_rate_that_ruins_the_decoder_is_undone_by_early_stopping():
     good = tune(decoder, examples_of(discs(2)), SEGMENTER, TuningOptions(num_steps=60, learning_rate=3e-3))
     ruinous = replace(SHORT, learning_rate=1.0, clip_norm=100.0)
     result = tune(decoder, examples_of(discs(3)), SEGMENTER, ruinous, validation=examples_of(discs(6)[3:]))
-    assert result.best_step == 0
+    assert result.chosen == BASE
     assert same(result.adapter_state, good.adapter_state)
     assert same(decoder.adapter_state(), good.adapter_state)
 

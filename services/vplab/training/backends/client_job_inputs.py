@@ -27,6 +27,7 @@ from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 
 IMAGE_EMBEDDING: Final = "image_embedding"
 PATCH_FEATURES: Final = "patch_features"
+COLOURS: Final = "colours"
 _SPEC_FILE: Final = "model.json"
 _PROMPT_SET_FILE: Final = "prompt_set.json"
 _MAX_SPEC_BYTES: Final = 1 << 20
@@ -126,7 +127,9 @@ class ClientJobInputs:
         """Return the outputs by role of the image encoder and of the feature encoder (empty without one)."""
         encoders = [inputs.image_encoder, *([inputs.feature_encoder] if inputs.feature_encoder else [])]
         models = list(dict.fromkeys(encoder.model for encoder in encoders))
-        roles: list[OutputRole] = ["image_embedding", *(["patch_features"] if inputs.feature_encoder else [])]  # type: ignore[list-item]
+        roles: list[OutputRole] = [IMAGE_EMBEDDING]
+        roles += [PATCH_FEATURES] if inputs.feature_encoder else []
+        roles += [COLOURS] if inputs.segmenter_spec.colour_evidence is not None else []
         answers = self._client.embedding.embed_images(
             [("view", image)],
             [model.name for model in models],
@@ -215,8 +218,11 @@ def _embedded(
     images, features = found
     size_hw = (pixels.shape[0], pixels.shape[1])
     transform = frame_transform(size_hw, inputs.image_encoder.spec.preprocessing)
-    if IMAGE_EMBEDDING not in images:
-        raise FailedPrecondition(f"{inputs.image_encoder.model.name} gives no image embedding", reason="MODEL_MISMATCH")
+    wants_colours = inputs.segmenter_spec.colour_evidence is not None
+    for role in (IMAGE_EMBEDDING, COLOURS) if wants_colours else (IMAGE_EMBEDDING,):
+        if role not in images:
+            message = f"{inputs.image_encoder.model.name} gives no {role.replace('_', ' ')}"
+            raise FailedPrecondition(message, reason="MODEL_MISMATCH")
     return EmbeddedView(
         image_index=index,
         is_original=view.is_original,
@@ -224,6 +230,7 @@ def _embedded(
         transform=transform,
         masks=masks,
         patches=_patches(inputs.feature_encoder, features, size_hw),
+        colours=images[COLOURS] if wants_colours else None,
     )
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vplab.training.tuning.ports import TunableDecoder
 from vplab.training.tuning.prompting import DrawnPrompt
 from vplab.training.tuning.values import TuningExample
+from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.prompts import PromptTokens, group_by_token_count
 from vplab.vision.specs import SegmenterSpec
 
@@ -34,6 +36,8 @@ class Batch:
     """(N, S, S) float32 of 0 and 1."""
     early_features: Tensor | None = None
     """(B, E, h, w) float32 where the examples have them."""
+    colours: Sequence[ColourModel | None] = ()
+    """Of each prompt's image."""
 
     def decode(self, decoder: TunableDecoder) -> tuple[Tensor, Tensor]:
         """Return logits (N, M, h, w) and predicted IoU (N, M), in the precision of the decoder."""
@@ -42,6 +46,20 @@ class Batch:
         return decoder(
             self.embedding, self.image_index, self.coords, self.labels, self.mask_input, self.has_mask_input, *early
         )
+
+    def sharpened(self, logits: Tensor) -> Tensor:
+        """Return logits (N, M, h, w) as serving sharpens them by the image's colours, (N, M, H, W) float32.
+
+        What the colours say is a constant: the gradient flows through the logits that it is added to.
+        """
+        models = [model for model in self.colours if model is not None]
+        if len(models) < len(logits):
+            return logits
+        planes = logits.detach().float().cpu().numpy()
+        rows = [np.stack([m.sharpen(plane) for plane in row]) for m, row in zip(models, planes, strict=True)]
+        sharp = torch.from_numpy(np.stack(rows))
+        enlarged = F.interpolate(logits, sharp.shape[-2:], mode="bilinear", align_corners=False)
+        return enlarged + (sharp.to(logits.device) - enlarged.detach())
 
 
 def batches(
@@ -76,6 +94,7 @@ def make_batch(
         has_mask_input=torch.tensor([float(t.mask_logits is not None) for t in tokens], device=device),
         targets=_stacked([p.target for p in prompts], device),
         early_features=_stacked([e for e in early if e is not None], device) if fuses else None,
+        colours=[examples[p.example].colours for p in prompts],
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vplab.errors import InvalidInput
 from vplab.training.tuning.values import ClassProposals, EmbeddedView, TuningExample
+from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.matching import MATCHERS, ClassBank, ClassReference, MatchOptions, TargetPatches, build_class_bank
 from vplab.vision.pipeline.similarity_grid import on_decoder_grid
 from vplab.vision.preprocessing import FrameTransform
@@ -81,6 +82,7 @@ def _example(
         segments={c: pieces_in_frame(view.masks.get(c, empty), mask, view.transform) for c, mask in masks.items()},
         proposals=proposals,
         early_features=view.early_features,
+        colours=ColourModel.of(view.colours, view.transform, segmenter),
     )
 
 

@@ -3,36 +3,36 @@
 Sources: Kirillov et al., "PointRend" (arXiv 1912.08193) for the points, HQ-SAM (arXiv 2306.01567, ``train/utils/
 loss_mask.py``) for 112 x 112 of them over a 256 x 256 grid.
 
-Deviation: HQ-SAM has BCE + dice at the points in equal parts. With that the masks of cracks shrank from 2.4 to 1.1 of
-their area, since a probability below one half is right where a line may lie here or there, and the IoU fell on the very
-images that were trained on.
+Deviation: HQ-SAM has BCE + dice at the points in equal parts. With that the masks of cracks shrank to half their size,
+since a probability below one half is right where a line may lie here or there, and the IoU fell on the very images that
+were trained on.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-POINT_SHARE = 112 * 112 / 256**2
-"""Points over cells of the logit grid: 12,544 on SAM's 256 x 256, 3,136 on 128 x 128."""
+POINT_SHARE = 112 * 112 / 1024**2
+"""Points over pixels of the input: 12,544 for SAM's 1024 x 1024, 3,136 for 512 x 512."""
 OVERSAMPLING = 3
 UNCERTAIN_SHARE = 0.75
 """The rest is uniform; none are drawn on the object itself."""
 ENTROPY_WEIGHT = 0.2
 """Of the BCE beside the soft IoU."""
-OVERLAP_SCALE = 2
+OVERLAP_STRIDE = 2
+"""Input pixels over cells of the grid on which the soft IoU is taken, along each side."""
 OTHER_PLANES = 0.6
 """Share of the mean loss of the multimask planes beside the best one's. The foundation recipe has 0.05, which leaves
 room for parts and wholes; a tuned decoder is told by its masks which of them is meant, and a click that takes another
 plane than the one that learnt it gains nothing."""
 
 
-def sample_points(logits: Tensor, rng: torch.Generator) -> Tensor:
+def sample_points(logits: Tensor, count: int, rng: torch.Generator) -> Tensor:
     """Choose the points on which a prompt's loss is taken.
 
-    logits: (N, M, h, w), without gradient. Returns (N, K, 2) float32 as (x, y) in 0..1. A point is as uncertain as its
-    least certain plane.
+    logits: (N, M, h, w), without gradient. Returns (N, count, 2) float32 as (x, y) in 0..1. A point is as uncertain as
+    its least certain plane.
     """
-    count = round(POINT_SHARE * logits.shape[-2] * logits.shape[-1])
     num_uncertain = round(UNCERTAIN_SHARE * count)
     drawn = torch.rand(len(logits), OVERSAMPLING * count, 2, generator=rng).to(logits.device)
     doubt = -at_points(logits, drawn).abs().amin(1)  # (N, 3K)
@@ -50,7 +50,7 @@ def at_points(planes: Tensor, points: Tensor) -> Tensor:
 def plane_losses(logits: Tensor, targets: Tensor, points: Tensor) -> Tensor:
     """Return the loss of each plane, (N, M); logits: (N, M, h, w), targets: (N, S, S).
 
-    BCE at the points and soft IoU over the whole grid, enlarged to OVERLAP_SCALE times its side.
+    BCE at the points and soft IoU over the whole frame.
     """
     answered = at_points(logits, points)
     wanted = at_points(targets.unsqueeze(1), points).expand_as(answered)
@@ -59,8 +59,10 @@ def plane_losses(logits: Tensor, targets: Tensor, points: Tensor) -> Tensor:
 
 
 def _overlap_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    size = (OVERLAP_SCALE * logits.shape[-2], OVERLAP_SCALE * logits.shape[-1])
-    probability = F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
+    size = (targets.shape[1] // OVERLAP_STRIDE, targets.shape[2] // OVERLAP_STRIDE)
+    if logits.shape[-2:] != size:
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    probability = logits.sigmoid()
     wanted = F.adaptive_avg_pool2d(targets.unsqueeze(1), size)
     both, either = (probability * wanted).sum((2, 3)), (probability + wanted - probability * wanted).sum((2, 3))
     return 1 - (both + 1) / (either + 1)
@@ -93,7 +95,7 @@ def tuning_loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor, rng: tor
     A prompt with an empty target trains the IoU alone: its score falls, and serving drops it. Whether its mask should
     be trained to be empty as well was not measured apart.
     """
-    points = sample_points(logits.detach(), rng)
+    points = sample_points(logits.detach(), round(POINT_SHARE * targets.shape[1] * targets.shape[2]), rng)
     losses = plane_losses(logits, targets, points)
     masks = losses[:, 0]
     if losses.shape[1] > 1:

@@ -26,4 +26,4 @@ def recipe(method: str, num_images: int) -> TuningOptions:
     options = replace(_DEFAULT, learning_rate=rate, part_rates=_PART_RATES.get(method, ()))
     if num_images <= FEW_IMAGES:
         return options
-    return replace(options, num_steps=100, num_views=2, num_folds=1, num_checks=4)
+    return replace(options, num_steps=100, num_views=2, num_folds=1, num_checks=3)

@@ -6,7 +6,7 @@ from math import cos, pi
 
 import numpy as np
 
-from vplab.training.tuning.values import TuningMetrics, TuningOptions
+from vplab.training.tuning.values import Candidate, TuningMetrics, TuningOptions
 
 MIN_IMAGES_FOR_FOLDS = 3
 LEFT_OUT_SHARE = 0.4
@@ -14,7 +14,7 @@ MAX_LEFT_OUT = 6
 """Images a fold leaves out: two of five, and at most these, since each check measures them all. One image alone
 says too little: the gain on it and that on new images hardly agree."""
 TOLERANCE = 0.005
-"""Later steps are preferred within this much of the best gain."""
+"""What is measured last is preferred within this much of the best gain."""
 MIN_GAIN = 0.004
 """What gains less than this on the images left out is not worth a change: the base stays."""
 LOSS_WEIGHT = 2.0
@@ -54,16 +54,23 @@ def check_steps(options: TuningOptions) -> list[int]:
     return [round(options.num_steps * (i + 1) / count) for i in range(count)]
 
 
-def choose_step(curve: Sequence[tuple[int, TuningMetrics]]) -> int:
-    """Return the last step whose gain on step 0, the first of the curve, is within TOLERANCE of the best gain.
+def candidates_at(step: int, options: TuningOptions) -> list[Candidate]:
+    """Return what is measured at a check: the adapter as it is, and after all steps shares of it too."""
+    shares = options.shares if step == options.num_steps else (1.0,)
+    return [Candidate(step, share) for share in shares]
 
-    Where nothing gains MIN_GAIN that is step 0.
+
+def choose(curve: Sequence[tuple[Candidate, TuningMetrics]]) -> Candidate:
+    """Return the last candidate whose gain on the first, which is the base, is within TOLERANCE of the best gain.
+
+    So of what gains alike the most steps are taken, and of them the smallest share. Where nothing gains MIN_GAIN the
+    base is returned.
     """
-    gains = [(step, gain(metrics, curve[0][1])) for step, metrics in curve]
+    gains = [(candidate, gain(metrics, curve[0][1])) for candidate, metrics in curve]
     best = max(value for _, value in gains)
     if best < MIN_GAIN:
         return curve[0][0]
-    return max(step for step, value in gains if value >= max(best - TOLERANCE, MIN_GAIN))
+    return [candidate for candidate, value in gains if value >= max(best - TOLERANCE, MIN_GAIN)][-1]
 
 
 def gain(after: TuningMetrics, before: TuningMetrics) -> float:

@@ -1,4 +1,8 @@
-"""Train an adapter on cached embeddings: folds that find the number of steps, then a run on all images.
+"""Train an adapter on cached embeddings: folds that find how far to go, then a run on all images.
+
+How far is a number of steps and a share of what they changed: between the base's tensors and the trained ones lies
+often one that keeps the gain and loses less of what the base could do (Wortsman et al., "Robust fine-tuning of
+zero-shot models", arXiv 2109.01903).
 
 Deterministic: on one machine with one number of threads, equal examples, options and initial adapter give bit-identical
 adapters, whether or not the run was interrupted.
@@ -20,9 +24,19 @@ from vplab.training.tuning.losses import tuning_loss
 from vplab.training.tuning.ports import CheckpointStore, TunableDecoder
 from vplab.training.tuning.prompting import DrawnPrompt, PromptDrawer
 from vplab.training.tuning.refining import hands_its_object_back, refined_prompts
-from vplab.training.tuning.schedule import Run, check_steps, choose_step, learning_rate, mean_metrics, plan_runs
+from vplab.training.tuning.schedule import (
+    Run,
+    candidates_at,
+    check_steps,
+    choose,
+    learning_rate,
+    mean_metrics,
+    plan_runs,
+)
 from vplab.training.tuning.validation import validate
 from vplab.training.tuning.values import (
+    BASE,
+    Candidate,
     TuningExample,
     TuningMetrics,
     TuningOptions,
@@ -76,9 +90,10 @@ class _Position:
     """Steps done in the present run."""
     steps_before: int = 0
     """Steps of the runs before it."""
-    best_step: int = 0
-    curves: dict[str, list[tuple[int, dict[str, float | None]]]] = field(default_factory=dict)
-    """By run, its checks: step and metrics."""
+    chosen: tuple[int, float] = BASE
+    """A Candidate; a plain tuple in a checkpoint, as are those of the curves."""
+    curves: dict[str, list[tuple[tuple[int, float], dict[str, float | None]]]] = field(default_factory=dict)
+    """By run, what was measured."""
 
 
 class _Tuning:
@@ -156,10 +171,11 @@ class _Tuning:
                     logits, ious = batch.decode(self._decoder)
                 logits, ious = logits.float(), ious.float()
                 # Each group weighs as many prompts as it has, so the step's loss is a mean over prompts.
-                loss = tuning_loss(logits, ious, batch.targets, torch_rng) * (len(members) / len(prompts))
+                loss = tuning_loss(batch.sharpened(logits), ious, batch.targets, torch_rng)
+                loss = loss * (len(members) / len(prompts))
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
-                if not is_second:
+                if not is_second and self._segmenter.refines:
                     chosen = [prompts[i] for i in members]
                     refined += self._second_pass(chosen, logits, ious, examples, rng)
         if not np.isfinite(total):
@@ -218,6 +234,12 @@ class _Tuning:
             return []
         return check_steps(self._options) if self._kind != "training" else [self._options.num_steps]
 
+    def _candidates(self) -> list[Candidate]:
+        """Return what is measured at the present step."""
+        if self._kind == "training":
+            return [Candidate(self._at.step, self._options.unchecked_share)] if self._at.step else [BASE]
+        return candidates_at(self._at.step, self._options)
+
     @property
     def _kind(self) -> ValidationKind:
         if self._validation:
@@ -225,49 +247,56 @@ class _Tuning:
         return "held_out" if len(self._runs) > 1 else "training"
 
     def _check(self, run: Run) -> tuple[TuningMetrics, tuple[TuningPreview, ...]]:
-        self._decoder.train(False)
-        with self._autocast():
-            metrics, previews = validate(self._decoder, self._validated_on(run), self._segmenter, self._device)
+        """Measure the candidates of this step; the decoder keeps what it had learnt. Returns of the best one."""
+        trained = _snapshot(self._decoder)
         curve = self._at.curves.setdefault(run.name, [])
-        curve.append((self._at.step, asdict(metrics)))
-        if run.is_final and choose_step(_read(curve)) == self._at.step:
-            self._best, self._at.best_step = _snapshot(self._decoder), self._at.step
-        return metrics, previews
+        measured = []
+        for candidate in self._candidates():
+            self._decoder.load_adapter_state(_mixed(self._initial, trained, candidate.share))
+            self._decoder.train(False)
+            with self._autocast():
+                metrics, previews = validate(self._decoder, self._validated_on(run), self._segmenter, self._device)
+            curve.append(((candidate.step, candidate.share), asdict(metrics)))
+            measured.append((metrics, previews))
+            if run.is_final and choose(_read(curve)) == candidate:
+                self._best, self._at.chosen = _snapshot(self._decoder), candidate
+        self._decoder.load_adapter_state(trained)
+        return max(measured, key=lambda pair: pair[0].iou)
 
     def _end_run(self) -> None:
         """Go on to the next run: it starts over, and the one on all images ends where the folds were best."""
         done = self._runs[self._at.run_index]
         if done.is_final:
+            if self._kind == "training":  # nothing could choose
+                self._at.chosen = Candidate(self._at.step, self._options.unchecked_share)
             if self._kind != "given":
-                self._best, self._at.best_step = _snapshot(self._decoder), self._at.step
+                self._best = _mixed(self._initial, _snapshot(self._decoder), self._at.chosen[1])
         else:
             self._decoder.load_adapter_state(self._initial)
             self._optimizer = self._new_optimizer()
         self._at.steps_before += self._at.step
         self._at.run_index += 1
         self._at.step = 0
-        folds_are_done = self._at.run_index == len(self._runs) - 1
-        self._at.last_step = choose_step(self._metrics()) if folds_are_done else self._options.num_steps
+        if self._at.run_index == len(self._runs) - 1:  # the folds are done
+            self._at.chosen = choose(self._metrics())
+            self._at.last_step = self._at.chosen[0]
 
-    def _curve(self) -> list[tuple[int, float]]:
-        """Return the validation IoU by step, the mean over the folds where there are some."""
-        return [(step, metrics.iou) for step, metrics in self._metrics()]
-
-    def _metrics(self) -> list[tuple[int, TuningMetrics]]:
+    def _metrics(self) -> list[tuple[Candidate, TuningMetrics]]:
+        """Return what was measured, the mean over the folds where there are some."""
         checks = zip(*(_read(curve) for curve in self._at.curves.values()), strict=True)
         return [(same[0][0], mean_metrics([metrics for _, metrics in same])) for same in checks]
 
     def _result(self) -> TuningResult:
         self._decoder.train(False)
         self._decoder.load_adapter_state(self._best)
-        metrics = dict(self._metrics())
+        metrics, chosen = dict(self._metrics()), Candidate(*self._at.chosen)
         return TuningResult(
             adapter_state=self._best,
-            best_step=self._at.best_step,
-            metrics_before=metrics[0],
-            metrics_after=metrics[self._at.best_step],
+            chosen=chosen,
+            metrics_before=metrics[BASE],
+            metrics_after=metrics[chosen],
             validation_kind=self._kind,
-            curve=tuple(self._curve()),
+            curve=tuple((candidate, measured.iou) for candidate, measured in metrics.items()),
         )
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -289,7 +318,7 @@ class _Tuning:
 
     def _content(self) -> dict[str, Any]:
         return {
-            "position": asdict(self._at),
+            "position": asdict(self._at) | {"chosen": tuple(self._at.chosen)},
             "adapter": _snapshot(self._decoder),
             "best": dict(self._best),
             "optimizer": self._optimizer.state_dict(),
@@ -302,8 +331,17 @@ class _Tuning:
         self._optimizer.load_state_dict(content["optimizer"])
 
 
-def _read(curve: Sequence[tuple[int, Mapping[str, float | None]]]) -> list[tuple[int, TuningMetrics]]:
-    return [(step, TuningMetrics(**metrics)) for step, metrics in curve]  # type: ignore[arg-type]
+def _read(
+    curve: Sequence[tuple[tuple[int, float], Mapping[str, float | None]]],
+) -> list[tuple[Candidate, TuningMetrics]]:
+    return [(Candidate(*candidate), TuningMetrics(**metrics)) for candidate, metrics in curve]  # type: ignore[arg-type]
+
+
+def _mixed(initial: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return what lies a share of the way from the initial tensors to the trained ones."""
+    if share == 1:
+        return dict(trained)
+    return {name: torch.lerp(initial[name], value, share) for name, value in trained.items()}
 
 
 def _snapshot(decoder: TunableDecoder) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from vplab.training.tuning.batches import batches
-from vplab.training.tuning.grid_masks import mask_iou, on_grid
+from vplab.training.tuning.grid_masks import mask_iou
 from vplab.training.tuning.ports import TunableDecoder
 from vplab.training.tuning.prompting import (
     DrawnPrompt,
@@ -21,11 +21,13 @@ from vplab.training.tuning.prompting import (
 )
 from vplab.training.tuning.refining import best_plane, refined_prompts
 from vplab.training.tuning.values import TuningExample, TuningMetrics, TuningPreview
+from vplab.vision.final_masks import final_mask
 from vplab.vision.masks import upsample_logits
 from vplab.vision.pipeline.decoding import Candidate
 from vplab.vision.pipeline.grouping import group_by_overlap
 from vplab.vision.pipeline.segment import SIMILARITY_WEIGHT, SegmentOptions
-from vplab.vision.prompts import BOX_MAX, BOX_MIN, FOREGROUND, PADDING
+from vplab.vision.preprocessing import FrameTransform
+from vplab.vision.prompts import BOX_MAX, BOX_MIN, FOREGROUND, PADDING, ObjectPrompt
 from vplab.vision.specs import SegmenterSpec
 
 MAX_PIECES = 3
@@ -56,7 +58,8 @@ def validate(
     ious: dict[Kind, dict[int, list[float]]] = {k: defaultdict(list) for k in ("box", "point")}
     for prompt, answer in zip(prompts, answers, strict=True):
         if prompt.kind != "proposal" and answer is not None:
-            ious[prompt.kind][prompt.class_id].append(mask_iou(answer[0] > 0, on_grid(prompt.target, segmenter)))
+            found = _final(answer[0], prompt, examples[prompt.example], segmenter)
+            ious[prompt.kind][prompt.class_id].append(mask_iou(found, prompt.target))
         elif prompt.kind != "proposal":
             ious[prompt.kind][prompt.class_id].append(0.0)
     proposed: dict[int, list[float]] = defaultdict(list)
@@ -72,9 +75,10 @@ def validate(
             if not mine:
                 continue
             rejected += [a is None or a[1] < 0.5 for p, a in mine if p.is_false]
-            union = _union([p for p, _ in mine], [a for _, a in mine], example.proposals[class_id].similarity)
+            union = _union([p for p, _ in mine], [a for _, a in mine], example, class_id)
             if mask.any():
-                proposed[class_id].append(mask_iou(union > 0, on_grid(mask, segmenter)))
+                found = upsample_logits(union[None], _whole_frame(example.transform))[0] > 0
+                proposed[class_id].append(mask_iou(found, mask))
                 if len(previews) < MAX_PREVIEWS:
                     full = upsample_logits(union[None], example.transform)[0] > 0
                     previews.append(TuningPreview(example.image_index, class_id, full))
@@ -142,7 +146,7 @@ def _answer(
                 continue
             answers[position] = (logits[row, plane] - np.float32(segmenter.mask_threshold), float(ious[row, plane]))
             again = refined[row]
-            if prompt.kind == "proposal" and again is not None:
+            if prompt.kind == "proposal" and segmenter.refines and again is not None:
                 second.append((position, again))
     for members, batch in batches([p for _, p in second], examples, segmenter, device, CHUNK):
         logits, ious = (t.float().cpu().numpy() for t in batch.decode(decoder))
@@ -183,9 +187,27 @@ def _score(answer: _Answer, similarity: NDArray[np.floating]) -> float:
     return float(similarity[answer[0] > 0].mean()) * min(max(answer[1], 0.0), 1.0)
 
 
-def _union(prompts: Sequence[DrawnPrompt], answers: Sequence[_Answer | None], similarity: Similarity) -> Logits:
+def _final(logits: Logits, prompt: DrawnPrompt, example: TuningExample, segmenter: SegmenterSpec) -> NDArray[np.bool_]:
+    """Return the mask (S, S) that serving makes of an answer to a box or a click, in the frame of the input.
+
+    logits: (h, w), the threshold taken off.
+    """
+    is_box = prompt.kind == "box"
+    said = ObjectPrompt(box_xyxy=prompt.tokens.coords.reshape(4)) if is_box else ObjectPrompt()
+    decoded = logits + np.float32(segmenter.mask_threshold)
+    return final_mask(decoded, said, _whole_frame(example.transform), segmenter, example.colours)
+
+
+def _whole_frame(transform: FrameTransform) -> FrameTransform:
+    """Return the transform of an image that is the padded frame itself."""
+    return FrameTransform(transform.padded_hw, transform.padded_hw, transform.padded_hw)
+
+
+def _union(
+    prompts: Sequence[DrawnPrompt], answers: Sequence[_Answer | None], example: TuningExample, class_id: int
+) -> Logits:
     """Put the proposals' masks together as serving does; the logits (h, w) of their union."""
-    similarity = similarity.astype(np.float32)
+    similarity = example.proposals[class_id].similarity.astype(np.float32)
     candidates = []
     for prompt, answer in zip(prompts, answers, strict=True):
         if answer is not None and (answer[0] > 0).any():
@@ -195,11 +217,13 @@ def _union(prompts: Sequence[DrawnPrompt], answers: Sequence[_Answer | None], si
     groups = group_by_overlap(candidates)
     best = max((group.members[0].score for group in groups), default=0.0)
     least = SegmentOptions().min_relative_score * best
-    kept = [group.logits for group in groups if group.members[0].score >= least]
+    odds = np.clip(similarity, SIMILARITY_DOUBT, 1 - SIMILARITY_DOUBT)
+    weighed = np.asarray(SIMILARITY_WEIGHT * np.log(odds / (1 - odds)), np.float32)
+    kept = [group.logits + weighed for group in groups if group.members[0].score >= least]
     if not kept:
         return np.full(similarity.shape, -1, np.float32)
-    odds = np.clip(similarity, SIMILARITY_DOUBT, 1 - SIMILARITY_DOUBT)
-    return np.asarray(np.max(kept, axis=0) + SIMILARITY_WEIGHT * np.log(odds / (1 - odds)), np.float32)
+    sharp = kept if example.colours is None else [example.colours.sharpen(logits) for logits in kept]
+    return np.asarray(np.max(sharp, axis=0), np.float32)
 
 
 def _mean(by_class: dict[int, list[float]]) -> float | None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vplab.errors import InvalidInput
+from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.matching.patches import PatchFeatures
 from vplab.vision.preprocessing import FrameTransform
 
@@ -37,6 +38,8 @@ class EmbeddedView:
     """The matcher's features of the view; None trains on clicks and boxes alone."""
     early_features: NDArray[np.float16] | NDArray[np.float32] | None = None
     """(C, h, w) intermediate feature of the image encoder, for methods that fuse it."""
+    colours: NDArray[np.float16] | NDArray[np.float32] | None = None
+    """(3, h, w) RGB in 0..1 over the padded frame, for a segmenter whose masks are sharpened by colours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,8 @@ class TuningExample:
     proposals: Mapping[int, ClassProposals]
     """Per class; a class without is trained on clicks and boxes alone."""
     early_features: NDArray[np.float16] | NDArray[np.float32] | None = None
+    colours: ColourModel | None = None
+    """What sharpens the masks of this view in serving; None takes the decoder's as they are."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,13 @@ class TuningOptions:
     """Embedded views of each image, the image itself among them."""
     num_folds: int = 2
     """Runs that leave images out to find the number of steps, from three images up; 0 always trains all steps."""
-    num_checks: int = 3
+    num_checks: int = 2
     """How often a run measures the validation IoU."""
+    shares: tuple[float, ...] = (1.0, 0.75, 0.5)
+    """Shares of what all steps changed that are measured too, in falling order: part of the way back to the base often
+    keeps the gain and undoes the harm."""
+    unchecked_share: float = 0.75
+    """Share that is taken where there is no image to measure on."""
     checkpoint_every: int = 10
     """Steps between checkpoints."""
 
@@ -103,6 +113,9 @@ class TuningOptions:
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidInput(f"{name} is above 0, not {getattr(self, name)}", field=f"options.{name}")
+        for share in (*self.shares, self.unchecked_share):
+            if not 0 < share <= 1:
+                raise InvalidInput(f"a share is above 0 and at most 1, not {share}", field="options.shares")
         for name, factor in self.part_rates:
             if not 0 < factor < float("inf"):
                 raise InvalidInput(f"the factor of {name!r} is above 0, not {factor}", field="options.part_rates")
@@ -117,6 +130,18 @@ class TuningOptions:
         from vplab.training.tuning.recipes import recipe
 
         return recipe(method, num_images)
+
+
+class Candidate(NamedTuple):
+    """An adapter that a run could end with."""
+
+    step: int
+    """Steps it is trained for; 0 is the base."""
+    share: float
+    """Of what those steps changed: 0.5 lies half way between the initial tensors and the trained ones."""
+
+
+BASE = Candidate(0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -170,10 +195,10 @@ class TuningResult:
 
     adapter_state: Mapping[str, "Tensor"]
     """The module's ``adapter_state()``, float32 on the CPU; the module that was passed in holds it too."""
-    best_step: int
-    """Steps that the adapter was trained for; 0 where no training was better than none."""
+    chosen: Candidate
+    """What was best; BASE where no training was better than none."""
     metrics_before: TuningMetrics
     metrics_after: TuningMetrics
     validation_kind: ValidationKind
-    curve: tuple[tuple[int, float], ...] = field(default=())
-    """Validation IoU by step, from step 0 on; the mean over folds."""
+    curve: tuple[tuple[Candidate, float], ...] = field(default=())
+    """Validation IoU of all that was measured, from BASE on; the mean over folds."""

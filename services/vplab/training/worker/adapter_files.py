@@ -74,7 +74,7 @@ def write_adapter(
     state = {name: value.detach().cpu().float().contiguous() for name, value in adapted.adapter_state().items()}
     save_file(state, folder / "adapter.safetensors")
     _write_json(folder / "adapter.json", _description(version, adapted, result))
-    (folder / "model.json").write_text(version.segmenter_spec.model_dump_json(indent=2) + "\n")
+    (folder / "model.json").write_text(version.segmenter_spec.without_bank.model_dump_json(indent=2) + "\n")
     (folder / "parity.json").write_text(report.model_dump_json(indent=2) + "\n")
     (folder / "MODEL_CARD.md").write_text(_card(version, adapted, result, report), encoding="utf-8")
     return report
@@ -158,7 +158,8 @@ def _description(version: AdapterVersion, adapted: AdaptedDecoder, result: Tunin
         "feature_encoder": None if plan.feature_encoder is None else asdict(plan.feature_encoder),
         "num_parameters": adapted.num_adapter_parameters,
         "training": dict(version.recipe),
-        "best_step": result.best_step,
+        "best_step": result.chosen.step,
+        "share": result.chosen.share,
         "validation": result.validation_kind,
         "software": software(),
     }
@@ -184,7 +185,8 @@ An adapter in the mask decoder of {plan.segmenter.name}, tuned with VP Lab {soft
 | data set | {plan.dataset.name}, sha256 {plan.dataset.digest}, {version.num_images} images |
 | prompt set | {"none" if plan.prompt_set is None else plan.prompt_set.name} |
 | seed | {plan.options.seed} |
-| steps | {result.best_step} of at most {plan.options.num_steps} |
+| steps | {result.chosen.step} of at most {version.recipe["num_steps"]} |
+| share of what they changed | {result.chosen.share:g} |
 
 Mean IoU before and after, on {measured}: {before.iou:.4f} and {after.iou:.4f}
 (boxes {before.box_iou:.4f} and {after.box_iou:.4f}, points {before.point_iou:.4f} and {after.point_iou:.4f}).

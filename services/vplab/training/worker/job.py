@@ -274,7 +274,8 @@ def _metrics(num_images: int, adapted: AdaptedDecoder, result: TuningResult, rep
         "validation_is_held_out": float(result.validation_kind != "training"),
         "num_images": float(num_images),
         "num_parameters": float(adapted.num_adapter_parameters),
-        "best_step": float(result.best_step),
+        "best_step": float(result.chosen.step),
+        "share": result.chosen.share,
         PARITY_PASSED: float(report.passed),
         **report.metrics,
     }

@@ -10,7 +10,7 @@ from torch import nn
 
 from vplab.training.models.compare import graph_inputs
 from vplab.training.tuning.values import TuningExample, TuningPreview
-from vplab.vision.masks import upsample_logits
+from vplab.vision.final_masks import final_mask
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
 from vplab.vision.sam.onnx_decoder import INPUT_NAMES
 from vplab.vision.specs import SegmenterSpec
@@ -73,5 +73,5 @@ def box_previews(decoder: nn.Module, examples: Sequence[TuningExample], spec: Se
         embedding = np.asarray(example.embedding, np.float32)[None]
         tokens = tokens_of(box_around(mask), example, spec)
         logits, _ = decode(decoder, graph_inputs(embedding, np.zeros(1, np.int64), [tokens], spec))
-        full = upsample_logits(logits[0, :1], example.transform)[0] > spec.mask_threshold
+        full = final_mask(logits[0, 0], ObjectPrompt(), example.transform, spec, example.colours)
         yield TuningPreview(example.image_index, class_id, full)
