@@ -66,6 +66,8 @@ class Urgency:
     priority: Priority
     deadline: float | None = None
     """On ``time.monotonic()``'s clock, in seconds; None waits for ever."""
+    client: str = ""
+    """On whose behalf; clients share the device evenly."""
 
 
 class EmbeddingCore:
@@ -166,7 +168,9 @@ class EmbeddingCore:
         encoder = await self._pool.get(version)
         image = await prepared.get()
         item = EncodeItem(encoder, image.inputs[version.spec.preprocessing.digest].tensor)
-        outputs = await self._queue.submit(item, priority=urgency.priority, deadline=urgency.deadline)
+        outputs = await self._queue.submit(
+            item, priority=urgency.priority, deadline=urgency.deadline, client=urgency.client
+        )
         tensors = await asyncio.to_thread(_tensors, version, outputs, precision)
         embedding = Embedding(key, version.model, digest, image.image_hw, precision, tensors)
         self._cache.put(embedding)

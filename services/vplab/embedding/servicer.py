@@ -39,14 +39,14 @@ class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
         return pb.ListEncodersResponse(encoders=[convert.encoder(e) for e in page], next_page_token=token)
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: Any) -> pb.EmbedImageResponse:
-        return await self._embed(request, Urgency(Priority.INTERACTIVE, current.deadline()))
+        return await self._embed(request, Urgency(Priority.INTERACTIVE, current.deadline(), current.client()))
 
     async def EmbedImages(
         self, requests: AsyncIterator[pb.EmbedImagesRequest], context: Any
     ) -> AsyncIterator[pb.EmbedImagesResponse]:
         outstanding: set[str] = set()
         # A stream is a machine's, or a folder's: whoever clicks goes first.
-        urgency = Urgency(Priority.INLINE, current.deadline())
+        urgency = Urgency(Priority.INLINE, current.deadline(), current.client())
 
         async def answer(request: pb.EmbedImagesRequest) -> pb.EmbedImagesResponse:
             item_id = request.item_id

@@ -1,10 +1,11 @@
 """Bearer tokens: the lists they come from and the check of a call."""
 
+import hashlib
 import hmac
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -68,6 +69,21 @@ class BearerTokens:
             _log.error(
                 "token file cannot be read; the tokens known so far stay valid", file=str(self._file), error=str(error)
             )
+
+
+def client_of(context: Any, metadata: Mapping[str, str | bytes], *, takes_tokens: bool) -> str:
+    """Return a name for whoever makes a call, by which the device is shared: never a secret.
+
+    It is what the client's certificate says, else a digest of its token where tokens are checked, else its connection;
+    so callers that share a certificate or a token are one client, and one who needs neither is as many as it connects.
+    """
+    identities = context.peer_identities()
+    if identities:
+        return f"certificate:{b','.join(identities).decode('utf-8', 'replace')}"
+    value = metadata.get("authorization")
+    if takes_tokens and isinstance(value, str):
+        return f"token:{hashlib.sha256(value.encode()).hexdigest()[:16]}"
+    return str(context.peer())
 
 
 def authenticator(settings: ServerSettings) -> Authenticator | None:

@@ -25,7 +25,7 @@ from vplab.errors import (
     VPLabError,
 )
 from vplab.runtime import metrics, request
-from vplab.runtime.auth import Authenticator
+from vplab.runtime.auth import Authenticator, client_of
 from vplab.runtime.handlers import Exchange, unknown_method, wrap
 from vplab.runtime.methods import UNKNOWN, Method, method_of
 from vplab.runtime.tracing import NoTracer, Tracer
@@ -118,7 +118,8 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         call_id = request.accept_request_id(proposed if isinstance(proposed, str) else None)
         call = _Call(method, context, exchange, call_id, time.monotonic())
         remaining_s = self._remaining_s(method, context)
-        request.enter(call_id, None if remaining_s is None else call.began + remaining_s)
+        client = client_of(context, metadata, takes_tokens=self._authenticate is not None)
+        request.enter(call_id, None if remaining_s is None else call.began + remaining_s, client)
         structlog.contextvars.bind_contextvars(request_id=call_id)
         self._calls.add(call)
         metrics.CALLS_IN_FLIGHT.labels(*method.labels).inc()

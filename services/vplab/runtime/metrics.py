@@ -48,17 +48,38 @@ CANCEL_STAGES: Final = ("waiting", "running")
 SERVER_INFO: Final = Info("vplab_server", "What this process is.")
 
 
-def precreate_queue(queue: str, priorities: Iterable[str]) -> None:
-    """Make every series of a queue exist."""
-    for priority in priorities:
-        QUEUE_DEPTH.labels(queue, priority)
-        QUEUE_WAIT_SECONDS.labels(queue, priority)
-        for cause in REFUSAL_CAUSES:
-            QUEUE_REFUSED.labels(queue, priority, cause)
-    QUEUE_RUN_SECONDS.labels(queue)
-    QUEUE_BATCH_SIZE.labels(queue)
-    for stage in CANCEL_STAGES:
-        QUEUE_CANCELLED.labels(queue, stage)
+class QueueMetrics:
+    """The series of one queue: all of them exist from the start, and none is looked up again."""
+
+    def __init__(self, queue: str, priorities: Iterable[str]) -> None:
+        names = list(priorities)
+        self._depth = {name: QUEUE_DEPTH.labels(queue, name) for name in names}
+        self._wait = {name: QUEUE_WAIT_SECONDS.labels(queue, name) for name in names}
+        self._refused = {(n, cause): QUEUE_REFUSED.labels(queue, n, cause) for n in names for cause in REFUSAL_CAUSES}
+        self._cancelled = {stage: QUEUE_CANCELLED.labels(queue, stage) for stage in CANCEL_STAGES}
+        self._run = QUEUE_RUN_SECONDS.labels(queue)
+        self._batch = QUEUE_BATCH_SIZE.labels(queue)
+
+    def depth(self, priority: str, num_waiting: int) -> None:
+        """Note how many wait."""
+        self._depth[priority].set(num_waiting)
+
+    def waited(self, priority: str, seconds: float) -> None:
+        """Note that an item's batch began."""
+        self._wait[priority].observe(seconds)
+
+    def ran(self, seconds: float, num_items: int) -> None:
+        """Note that a batch ended."""
+        self._run.observe(seconds)
+        self._batch.observe(num_items)
+
+    def refused(self, priority: str, cause: str) -> None:
+        """Note an item that was refused."""
+        self._refused[priority, cause].inc()
+
+    def cancelled(self, stage: str) -> None:
+        """Note an item whose caller went away."""
+        self._cancelled[stage].inc()
 
 
 def precreate_call(kind: str, service: str, method: str, codes: Iterable[str]) -> None:

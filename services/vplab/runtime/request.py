@@ -1,4 +1,4 @@
-"""What the call in progress knows about itself: its id and its deadline.
+"""What the call in progress knows about itself: its id, its deadline, and who calls.
 
 The frame sets these for the task that runs the handler, and tasks started by the handler inherit them. Work handed to
 a ``DeviceQueue`` or a thread must be given what it needs explicitly.
@@ -16,6 +16,7 @@ _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _request_id: ContextVar[str] = ContextVar("vplab_request_id", default="")
 _deadline: ContextVar[float | None] = ContextVar("vplab_deadline", default=None)
+_client: ContextVar[str] = ContextVar("vplab_client", default="")
 
 
 def request_id() -> str:
@@ -26,6 +27,11 @@ def request_id() -> str:
 def deadline() -> float | None:
     """Return when the caller stops waiting, on ``time.monotonic()``'s clock in seconds; None when it never does."""
     return _deadline.get()
+
+
+def client() -> str:
+    """Return who calls, for sharing what is scarce: a verified name where there is one, else the connection."""
+    return _client.get()
 
 
 def time_remaining_s() -> float | None:
@@ -41,7 +47,8 @@ def accept_request_id(proposed: str | None) -> str:
     return uuid.uuid4().hex
 
 
-def enter(request_id: str, deadline: float | None) -> None:
-    """Set both for the task that runs a handler; there is nothing to reset, because each call has its own task."""
+def enter(request_id: str, deadline: float | None, client: str = "") -> None:
+    """Set them for the task that runs a handler; there is nothing to reset, because each call has its own task."""
     _request_id.set(request_id)
     _deadline.set(deadline)
+    _client.set(client)

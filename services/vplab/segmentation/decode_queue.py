@@ -56,6 +56,8 @@ class Urgency:
 
     priority: Priority
     deadline: float | None
+    client: str = ""
+    """On whose behalf; clients share the device evenly."""
 
 
 DecodeQueue = DeviceQueue[DecodeItem, Decoded]
@@ -118,7 +120,8 @@ async def decode(
     items = [
         DecodeItem(decoder, spec, embedding, tokens[start : start + CHUNK]) for start in range(0, len(tokens), CHUNK)
     ]
-    parts = [await queue.submit(item, priority=urgency.priority, deadline=urgency.deadline) for item in items]
+    how: dict[str, Any] = {"priority": urgency.priority, "deadline": urgency.deadline, "client": urgency.client}
+    parts = [await queue.submit(item, **how) for item in items]
     if len(parts) == 1:
         return parts[0]
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

@@ -139,7 +139,7 @@ def _num_bytes(prediction: Prediction, *, includes_logits: bool) -> int:
 
 
 def _urgency(priority: Priority) -> Urgency:
-    return Urgency(priority, current.deadline())
+    return Urgency(priority, current.deadline(), current.client())
 
 
 async def _first(requests: AsyncIterator[pb.SegmentImagesRequest]) -> pb.SegmentImagesConfig:

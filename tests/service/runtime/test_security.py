@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fakes.four_kinds import KINDS, FourKinds, begin, failure, finish, open_channel
 from vplab import errors
-from vplab.runtime import auth
+from vplab.runtime import auth, request
 from vplab.runtime.server import running_server
 from vplab.runtime.settings import ServerSettings, SettingsError
 
@@ -167,6 +167,47 @@ async def test_health_answers_in_plain_text_on_its_own_port_beside_mutual_tls(si
         stub = health_pb2_grpc.HealthStub(channel)
         assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
         assert type(await failure(begin("unary", channel))) is errors.Unimplemented
+
+
+class Callers:
+    """Notes who calls, as the device's queue is told."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    async def __call__(self) -> None:
+        self.seen.append(request.client())
+
+
+async def test_a_client_is_known_by_its_certificate_however_often_it_connects(site):
+    callers = Callers()
+    line, lab = site.authority.issue_cert("line@plant.example"), site.authority.issue_cert("lab@plant.example")
+    async with running_server(FourKinds(callers).registrations, site.settings(mutual=True)) as server:
+        for certificate in (line, line, lab):
+            async with site.channel(server.address, certificate) as channel:
+                await finish(begin("unary", channel, timeout=20))
+    assert callers.seen[0] == callers.seen[1] != callers.seen[2]
+
+
+async def test_a_client_is_known_by_its_token_but_not_in_words():
+    callers = Callers()
+    async with running_server(FourKinds(callers).registrations, ServerSettings(tokens="alpha,beta")) as server:
+        for token in ("alpha", "alpha", "beta"):
+            async with grpc.aio.insecure_channel(server.address) as channel:
+                await finish(begin("unary", channel, metadata=bearer(token)))
+    assert callers.seen[0] == callers.seen[1] != callers.seen[2]
+    assert "alpha" not in callers.seen[0]
+
+
+async def test_others_are_known_by_their_connection_and_not_by_a_token_that_nobody_checks():
+    callers = Callers()
+    async with running_server(FourKinds(callers).registrations, ServerSettings()) as server:
+        for port in range(2):  # gRPC would share the connection of equal channels
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+                await finish(begin("unary", channel, metadata=bearer(f"any {port}")))
+                await finish(begin("unary", channel))
+    assert callers.seen[0] == callers.seen[1] != callers.seen[2] == callers.seen[3]
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:

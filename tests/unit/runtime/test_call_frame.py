@@ -36,6 +36,9 @@ class FakeContext:
     def code(self):
         return self._code
 
+    def peer_identities(self):
+        return None
+
     def peer(self):
         return "ipv4:192.0.2.1:5"
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -136,6 +137,68 @@ async def test_urgent_work_displaces_the_newest_waiting_work_of_the_lowest_class
             await newer
         device.let_go(3)
         assert await asyncio.gather(running, urgent, older) == ["running", "urgent", "older"]
+
+
+async def test_a_client_that_floods_does_not_hold_up_another():
+    device = Device()
+    async with open_queue(device, capacity=100) as queue:
+        tasks = await begin(queue, *range(50), client="flood")
+        await device.wait_begun()
+        tasks += await begin(queue, "click", client="person")
+        device.let_go(51)
+        await asyncio.gather(*tasks)
+    assert ["click"] in device.batches[:3]
+
+
+async def test_when_the_queue_is_full_whoever_has_most_in_it_makes_room():
+    device = Device()
+    async with open_queue(device, capacity=3) as queue:
+        (running,) = await begin(queue, "running", client="flood")
+        await device.wait_begun()
+        oldest, older, newest = await begin(queue, 1, 2, 3, client="flood")
+        (click,) = await begin(queue, "click", client="person")
+        with pytest.raises(ResourceExhausted, match="work of others"):
+            await newest
+        with pytest.raises(ResourceExhausted, match="is full"):
+            await queue.submit(4, client="flood")
+        device.let_go(4)
+        assert await asyncio.gather(running, oldest, older, click) == ["running", 1, 2, "click"]
+
+
+async def test_classes_do_not_share_a_batch():
+    device = Device()
+    async with open_queue(device, max_batch_size=4) as queue:
+        tasks = await begin(queue, "first")
+        await device.wait_begun()
+        tasks += await begin(queue, "bulk", priority=Priority.BATCH)
+        tasks += await begin(queue, "click")
+        device.let_go(3)
+        await asyncio.gather(*tasks)
+    assert device.batches == [["first"], ["click"], ["bulk"]]
+
+
+async def test_several_batches_run_at_a_time_where_that_is_allowed():
+    device = Device()
+    async with open_queue(device, num_threads=2) as queue:
+        tasks = await begin(queue, 1, 2, 3)
+        await device.wait_begun()
+        await device.wait_begun()
+        assert (queue.num_running, queue.depth) == (2, 1)
+        device.let_go(3)
+        assert await asyncio.gather(*tasks) == [1, 2, 3]
+
+
+async def test_what_ran_does_not_stay_in_memory():
+    class Image:
+        pass
+
+    images = [Image(), Image()]
+    gone = [weakref.ref(image) for image in images]
+    async with open_queue(lambda items: [None for _ in items]) as queue:
+        await queue.submit(images.pop(), deadline=time.monotonic() + 60)
+        await queue.submit(images.pop(), deadline=time.monotonic() + 60)
+        await queue.submit(None)  # the thread has let go of what came before
+        assert [ref() for ref in gone] == [None, None]
 
 
 async def test_a_passed_deadline_is_refused_before_work():
@@ -315,7 +378,7 @@ async def test_series_of_a_queue_exist_before_anything_happened():
             assert REGISTRY.get_sample_value("vplab_queue_refused_total", labels) == 0
 
 
-@pytest.mark.parametrize("options", [{"capacity": 0}, {"max_batch_size": 0}, {"max_wait_s": -1}])
+@pytest.mark.parametrize("options", [{"capacity": 0}, {"max_batch_size": 0}, {"max_wait_s": -1}, {"num_threads": 0}])
 def test_impossible_sizes_are_refused(options):
     with pytest.raises(ValueError, match="at least"):
         DeviceQueue(list, **{"name": "bad", "capacity": 1, **options})
