@@ -1,5 +1,6 @@
 """A segmentation service without models: bright pixels are the object. For tests of what is around it."""
 
+import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator
@@ -38,13 +39,17 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
         self.adapters_asked: list[str] = []
         self.predictions_asked: list[pb.PredictMasksRequest] = []
         self.before_segment: Callable[[bytes], None] = lambda data: None
+        self.before_predict: Callable[[], None] = lambda: None
+        self.seen: dict[str, bytes] = {}
         self.adapter_thresholds: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def PredictMasks(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.predictions_asked.append(request)
         with refusing(context):
-            pixels = decode(request.image.encoded)
+            self.before_predict()
+            digest, data = self._image(request.image)
+            pixels = decode(data)
             threshold = self.adapter_thresholds.get(request.models.adapter, THRESHOLD)
             masks = [pixels >= threshold, pixels >= threshold // 2, pixels >= 0]
             chosen = masks if request.multimask else masks[:1]
@@ -55,7 +60,7 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
             return pb.PredictMasksResponse(
                 objects=[pb.ObjectMasks(masks=predicted) for _ in request.prompts],
                 image_size=vision_pb2.ImageSize(height=pixels.shape[0], width=pixels.shape[1]),
-                provenance=vision_pb2.Provenance(segmenter=reference("fake-segmenter")),
+                provenance=vision_pb2.Provenance(segmenter=reference("fake-segmenter"), image_digest=digest),
             )
 
     def CreatePromptSet(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -111,6 +116,14 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
                 image_size=vision_pb2.ImageSize(height=pixels.shape[0], width=pixels.shape[1]),
                 provenance=vision_pb2.Provenance(segmenter=reference("fake-segmenter")),
             )
+
+    def _image(self, image: vision_pb2.Image) -> tuple[str, bytes]:
+        digest = image.digest or hashlib.sha256(image.encoded).hexdigest()
+        if image.encoded:
+            self.seen[digest] = image.encoded
+        if digest not in self.seen:
+            raise NotFound("nobody sent that image", reason="EMBEDDING_NOT_CACHED")
+        return digest, self.seen[digest]
 
 
 class FakeBlobs(registry_grpc.RegistryServiceServicer):

@@ -103,9 +103,10 @@ class BenchRun:
         if self._is_own:
             ports = dict(zip(needed_by(needs), _free_ports(), strict=False))
             where = replace(where, home=Home((out / "services").absolute()), metrics_ports=ports)
-            self._metrics_urls = {area: f"http://127.0.0.1:{port}/metrics" for area, port in ports.items()}
+            urls: dict[str, str] = {area: f"http://127.0.0.1:{port}/metrics" for area, port in ports.items()}
         else:
-            self._metrics_urls = dict(zip(plan.metrics_urls, plan.metrics_urls, strict=True))
+            urls = {url: url for url in plan.metrics_urls}
+        self._metrics_urls = urls
         self._where, self._needs = where, needs
 
     def run(self) -> dict[str, Any]:
@@ -133,21 +134,26 @@ class BenchRun:
         return report
 
     def _measure(self, report: dict[str, Any]) -> None:
+        plan = self._plan
+        measuring = Measuring(
+            plan.num_processes, self._metrics_urls, plan.warm_up_s, plan.seconds, plan.timeout_s, plan.seed
+        )
         with self._site() as site:
-            report["services"] = site.software()
-            measuring = Measuring(
-                self._plan.num_processes, self._metrics_urls, self._plan.warm_up_s, self._plan.seconds,
-                self._plan.timeout_s, self._plan.seed,
-            )  # fmt: skip
-            for section, steps in self._sections(site, measuring):
-                try:
-                    for row in steps():
-                        report[section].append(row)
-                        messages.print(_line(section, row), style="dim", markup=False)
-                except Stopped as stopped:
-                    if stopped.row.get("num_calls"):
-                        report[section].append({**stopped.row, "is_cut": True})
-                    raise KeyboardInterrupt from None
+            try:
+                for section, steps in self._sections(site, measuring):
+                    self._take(report, section, steps)
+            finally:
+                report["services"] = site.software()  # now that the models are loaded
+
+    def _take(self, report: dict[str, Any], section: str, steps: Callable[[], Iterator[Row]]) -> None:
+        try:
+            for row in steps():
+                report[section].append(row)
+                messages.print(_line(section, row), style="dim", markup=False)
+        except Stopped as stopped:
+            if stopped.row.get("num_calls"):
+                report[section].append({**stopped.row, "is_cut": True})
+            raise KeyboardInterrupt from None
 
     @contextmanager
     def _site(self) -> Iterator[Site]:

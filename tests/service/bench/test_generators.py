@@ -1,0 +1,63 @@
+"""Generator processes as they are: started, measured, stopped, and seen to die."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from fakes.bench_targets import AnsweringTarget
+from vplab.bench.generators import Generators
+from vplab.bench.load import Step
+from vplab.bench.requests import UNIQUE, Requests
+from vplab.bench.samples import OK
+from vplab.errors import Internal, Unavailable
+
+REQUESTS = Requests([b"a" + UNIQUE])
+
+
+def test_callers_are_shared_among_processes() -> None:
+    with Generators(AnsweringTarget(wait_s=0.01), REQUESTS, num_processes=2) as generators:
+        parts, is_whole = generators.run(Step(num_callers=3, duration_s=0.5, warm_up_s=0.1))
+        again, _ = generators.run(Step(num_callers=2, duration_s=0.2, warm_up_s=0))
+    assert is_whole
+    assert [set(part.codes) for part in (*parts, *again)] == [{OK}] * 4
+    assert all(part.cpu_s > 0 for part in parts)
+    bodies = [answer for part in (*parts, *again) for answer in part.answers]
+    assert len(set(bodies)) == len(bodies), "no two calls are equal, in whatever process or step"
+
+
+def test_an_open_loop_shares_its_rate() -> None:
+    with Generators(AnsweringTarget(), REQUESTS, num_processes=2) as generators:
+        parts, _ = generators.run(Step(num_callers=0, duration_s=1.0, warm_up_s=0, rate_per_s=200))
+    assert all(50 < len(part.codes) < 150 for part in parts)
+
+
+def test_an_interrupt_ends_a_step_and_keeps_what_was_measured() -> None:
+    with Generators(AnsweringTarget(wait_s=0.01), REQUESTS) as generators:
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        (part,), is_whole = generators.run(Step(num_callers=1, duration_s=60, warm_up_s=0))
+        assert not is_whole
+        assert part.codes
+        assert part.window_s < 30
+        (later,), is_whole = generators.run(Step(num_callers=1, duration_s=0.2, warm_up_s=0))
+        assert is_whole
+        assert later.codes
+
+
+def test_a_step_can_go_on_beside_other_work() -> None:
+    with Generators(AnsweringTarget(), REQUESTS) as generators:
+        generators.begin(Step(num_callers=1, duration_s=60, warm_up_s=0))
+        (part,), had_ended = generators.stop()
+        assert not had_ended
+        assert part.window_s < 30
+
+
+def test_a_generator_that_cannot_connect_says_why() -> None:
+    with pytest.raises(Internal, match="no way"), Generators(AnsweringTarget(breaks=True), REQUESTS):
+        pass
+
+
+def test_a_generator_that_dies_is_noticed() -> None:
+    with pytest.raises(Unavailable, match="ended"), Generators(AnsweringTarget(dies=True), REQUESTS):
+        pass

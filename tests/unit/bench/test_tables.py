@@ -1,0 +1,67 @@
+from typing import Any
+
+import pytest
+
+from vplab.bench.growth import straight_line
+from vplab.bench.tables import notes_of, ratio_beside, tables_of
+
+
+def row(p95: float | None = 0.1, **more: Any) -> dict[str, Any]:
+    return {
+        "num_calls": 10, "errors": {}, "throughput_per_s": 5.0, "cpu_s_per_call": None,
+        "latency_s": {"p50": 0.05, "p95": p95, "p99": 0.2}, "servers": {},
+        "generator": {"num_processes": 1, "busiest_share": 0.1, "is_saturated": False, "lag_p99_s": None},
+        **more,
+    }  # fmt: skip
+
+
+def test_the_ratio_beside_bulk_work_is_the_median_over_the_pairs() -> None:
+    rows = [
+        row(busy * idle, pair=pair, is_busy=is_busy)
+        for pair, (idle, ratio) in enumerate([(0.1, 1.5), (0.2, 9.0), (0.4, 2.0)])
+        for is_busy, busy in ((False, 1.0), (True, ratio))
+    ]
+    assert ratio_beside(rows) == pytest.approx(2.0)
+
+
+def test_half_a_pair_has_no_ratio() -> None:
+    assert ratio_beside([row(pair=0, is_busy=False)]) is None
+    assert ratio_beside([row(pair=0, is_busy=False), row(None, pair=0, is_busy=True)]) is None
+    assert ratio_beside([]) is None
+
+
+def test_points_on_a_line_give_its_two_numbers() -> None:
+    found = straight_line([1, 2, 4, 8], [0.012, 0.014, 0.018, 0.026])
+    assert found["fixed_s"] == pytest.approx(0.01)
+    assert found["unit_s"] == pytest.approx(0.002)
+    assert found["r2"] == pytest.approx(1.0)
+    assert straight_line([1], [0.1]) == {"fixed_s": None, "unit_s": None, "r2": None}
+
+
+def test_every_section_that_was_measured_has_a_table() -> None:
+    report = {
+        "sweep": [row(num_callers=4, errors={"UNAVAILABLE": 2})],
+        "arrivals": [row(rate_per_s=5.0)],
+        "beside": [
+            row(pair=0, is_busy=False),
+            row(pair=0, is_busy=True, bulk={"kind": "stream", "images_per_s": 7.25, "lasted": False}),
+        ],
+        "growth": [row(what="objects", value=value, units=float(value), unit="object") for value in (1, 2)],
+    }
+    sweep, arrivals, beside, growth = tables_of(report)
+    assert "| 4 | 5.0 | 50.0 | 100.0 | 200.0 | 2 UNAVAILABLE | - | 10% of 1 |" in sweep
+    assert "| 5 | 5.0 |" in arrivals
+    assert "| stream (ended early) | 7.2 |" in beside
+    assert "1.00 (median over the pairs)" in beside
+    assert "| objects | 50.0 | 0.0 | object |" in growth
+    assert tables_of({"sweep": []}) == []
+
+
+def test_a_reader_is_told_what_spoils_the_figures() -> None:
+    saturated = {"num_processes": 1, "busiest_share": 0.95, "is_saturated": True, "lag_p99_s": 0.2}
+    report = {"sweep": [row(), row(generator=saturated, errors={"UNAVAILABLE": 3})]}
+    first, second, third = notes_of(report)
+    assert "saturated in 1 of 2" in first
+    assert "more than 10 ms late in 1" in second
+    assert "3 calls failed" in third
+    assert notes_of({"sweep": [row()]}) == []
