@@ -48,14 +48,14 @@ def test_of_nearly_equal_steps_the_later_one_is_chosen():
     assert choose([(Candidate(step, 1.0), measured(box)) for step, box in curve]).step == 20
 
 
-def test_of_shares_that_gain_alike_the_smallest_is_chosen():
+def test_of_shares_that_gain_alike_the_largest_is_chosen():
     curve = [(BASE, 0.3), *zip(candidates_at(40, OPTIONS), (0.6, 0.599, 0.4), strict=True)]
     assert choose([(candidate, measured(box)) for candidate, box in curve]) == Candidate(40, 0.75)
 
 
 def test_shares_are_tried_after_all_steps():
     assert candidates_at(20, OPTIONS) == [Candidate(20, 1.0)]
-    assert [share for _, share in candidates_at(40, OPTIONS)] == [1.0, 0.75, 0.5]
+    assert [share for _, share in candidates_at(40, OPTIONS)] == [0.5, 0.75, 1.0]
 
 
 def test_without_a_gain_worth_it_the_base_stays():

@@ -151,7 +151,7 @@ def test_from_three_images_a_fold_finds_the_number_of_steps():
     seen: list[TuningProgress] = []
     result = tune(WholeDecoder(), examples_of(discs(4)), SEGMENTER, SHORT, on_progress=seen.append)
     assert result.validation_kind == "held_out"
-    assert [candidate for candidate, _ in result.curve] == [BASE, (2, 1), (4, 1), (4, 0.75), (4, 0.5)]
+    assert [candidate for candidate, _ in result.curve] == [BASE, (2, 1), (4, 0.5), (4, 0.75), (4, 1)]
     in_fold = [p for p in seen if p.run == "fold 1 of 1"]
     on_all = [p for p in seen if p.run == "all images"]
     assert len(in_fold) == SHORT.num_steps

@@ -63,7 +63,7 @@ def candidates_at(step: int, options: TuningOptions) -> list[Candidate]:
 def choose(curve: Sequence[tuple[Candidate, TuningMetrics]]) -> Candidate:
     """Return the last candidate whose gain on the first, which is the base, is within TOLERANCE of the best gain.
 
-    So of what gains alike the most steps are taken, and of them the smallest share. Where nothing gains MIN_GAIN the
+    So of what gains alike the most steps are taken, and of them the largest share. Where nothing gains MIN_GAIN the
     base is returned.
     """
     gains = [(candidate, gain(metrics, curve[0][1])) for candidate, metrics in curve]
