@@ -1,10 +1,12 @@
 """A deployment made ready for a load: what must be there before the clock runs, and taken away afterwards."""
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import safetensors.numpy
 
 from vplab.bench.pictures import Picture, make_pictures
 from vplab.bench.works import Called
@@ -12,7 +14,7 @@ from vplab.client import Client
 from vplab.client.embedding.values import Encoder
 from vplab.client.models import ModelReference, Provenance
 from vplab.client.options import Area
-from vplab.client.registry.values import Lineage, Manifest
+from vplab.client.registry.values import BlobFile, Lineage, Manifest
 from vplab.client.segmentation.values import PromptSetDraft, Reference, SegmentClass
 from vplab.errors import InvalidInput, NotFound, VPLabError
 from vplab.vision.prompts import ObjectPrompt
@@ -82,8 +84,8 @@ class Site:
     def adapters(self, wanted: str) -> list[str]:
         """Return adapters by what was asked for: names with commas between, or a number of any that fit.
 
-        Where there are fewer, and the deployment is this run's own, copies of the segmenter's own decoder stand in:
-        what a call costs does not depend on the values of the weights.
+        In a deployment of this run's own, copies of the segmenter's decoder stand in for adapters, and rows of zeros
+        where it has a bank: what a call costs does not depend on the values of the weights.
         Raises InvalidInput where there are too few.
         """
         if not wanted.isdecimal():
@@ -135,13 +137,23 @@ class Site:
         artifact = self.client.registry.create_artifact(artifact_id, "adapter")
         self._published.append(artifact.name)
         lineage = (Lineage("segmenter", segmenter.name, segmenter.digest),)
+        files = (*base.files, *self._row_files(base))
         return [
             self.client.registry.publish_version(
                 artifact.name,
-                Manifest(base.files, lineage, spec=base.spec, description=f"Stand-in {index} of vplab bench."),
+                Manifest(files, lineage, spec=base.spec, description=f"Stand-in {index} of vplab bench."),
             ).name
             for index in range(number)
         ]
+
+    def _row_files(self, base: Manifest) -> list[BlobFile]:
+        """Return what makes an adapter a row of its segmenter's bank, all zeros; nothing where there is no bank."""
+        bank = base.spec.get("adapter_bank")
+        if not bank:
+            return []
+        described = json.dumps({"adapter": bank["adapter"]}).encode()
+        contents = {"adapter.json": described, "adapter.safetensors": safetensors.numpy.save({})}
+        return [self.client.registry.upload_bytes(data, as_path=path) for path, data in contents.items()]
 
 
 def _is_for_masks(encoder: Encoder) -> bool:
