@@ -6,12 +6,14 @@ one line of JSON. A service is compared with the best of the forms that ``run.py
 
 import argparse
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import structlog
 from work import Click, Work
 
 from vplab.bench.pictures import Picture, make_pictures
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--side", type=int, default=512)
     arguments = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     form = {"threads": arguments.threads, "intra_op": arguments.intra_op, "batch": arguments.batch}
     work = Work(intra_op_threads=arguments.intra_op)
     pictures = make_pictures(arguments.images, arguments.side, num_points=16)

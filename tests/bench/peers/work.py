@@ -7,19 +7,17 @@ once per image.
 """
 
 import hashlib
-import json
 import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from vplab.runtime.onnx_session import OnnxSettings, create_session
 from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.final_masks import final_mask
 from vplab.vision.images import decode_image
@@ -29,6 +27,7 @@ from vplab.vision.prompts import ObjectPrompt, prompt_tokens
 from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 
 MODELS = Path(__file__).resolve().parents[3] / "services" / "vplab" / "registry" / "builtin"
+_FOLDERS = ("nano-encoder", "nano-segmenter")
 MAX_KEPT = 256
 """Embeddings kept; the least recently used leave. 0.9 MiB each for the nano models."""
 
@@ -104,8 +103,10 @@ class Work:
         assert isinstance(encoder, EncoderSpec)
         assert isinstance(segmenter, SegmenterSpec)
         self.encoder_spec, self.spec = encoder, segmenter
-        self._encoder = _session(models / _FOLDERS[0] / encoder.graph, intra_op_threads)
-        self._decoder = _session(models / _FOLDERS[1] / segmenter.graph, intra_op_threads)
+        # The very sessions that our services make: what is compared is serving, not how ONNX Runtime is set up.
+        settings = OnnxSettings(providers=("cpu",), intra_op_threads=intra_op_threads)
+        self._encoder = create_session(models / _FOLDERS[0] / encoder.graph, settings)
+        self._decoder = create_session(models / _FOLDERS[1] / segmenter.graph, settings)
         self._outputs = [output.name for output in encoder.outputs]
         self._roles = [output.role for output in encoder.outputs]
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
@@ -195,24 +196,3 @@ class Work:
             old = self._shared.popleft() if len(self._shared) > MAX_KEPT else None
         if old is not None:
             old.unlink(missing_ok=True)
-
-
-_FOLDERS = ("nano-encoder", "nano-segmenter")
-
-
-def _session(graph: Path, intra_op_threads: int) -> Any:
-    """Return a session with the settings of ``vplab.runtime.onnx_session``."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads
-    options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-
-
-def software() -> str:
-    """Return the versions this process computes with, as JSON."""
-    import cv2
-
-    return json.dumps({"onnxruntime": ort.__version__, "numpy": np.__version__, "opencv": cv2.__version__})
