@@ -56,7 +56,7 @@ class EmbeddingCache:
     def __init__(self, host: HostCache, store: EmbeddingStore | None) -> None:
         self._host = host
         self._store = store
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes: dict[str, asyncio.Task[None]] = {}
 
     async def get(self, key: str) -> FoundEmbedding | None:
         """Look an embedding up, tier by tier."""
@@ -73,27 +73,34 @@ class EmbeddingCache:
         self._host.put(embedding)
         return FoundEmbedding(embedding, Tier.DURABLE)
 
+    def in_memory(self, key: str) -> Embedding | None:
+        """Return an embedding that is here now, which does not count as a lookup."""
+        return self._host.get(key)
+
     def put(self, embedding: Embedding) -> None:
         """Keep a new embedding; the durable store gets it in the background, or not at all when it cannot keep up."""
         self._host.put(embedding)
-        if self._store is None:
+        if self._store is None or embedding.key in self._writes:
             return
         if len(self._writes) >= _MAX_PENDING_WRITES:
             metrics.WRITES.labels("skipped").inc()
             return
         task = asyncio.create_task(self._write(self._store, embedding))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        self._writes[embedding.key] = task
+        task.add_done_callback(lambda _: self._writes.pop(embedding.key, None))
 
     async def persist(self, embedding: Embedding) -> None:
         """Return once the durable store has the embedding. Raises ResourceExhausted, Unavailable."""
+        under_way = self._writes.get(embedding.key)
+        if under_way is not None:
+            await asyncio.wait({under_way})
         if self._store is not None and not await self._store.contains(embedding.key):
             await self._store.write(embedding)
             metrics.WRITES.labels("written").inc()
 
     async def close(self) -> None:
         """Finish the writes that are under way."""
-        await asyncio.gather(*self._writes)
+        await asyncio.gather(*self._writes.values())
 
     async def _write(self, store: EmbeddingStore, embedding: Embedding) -> None:
         try:

@@ -23,7 +23,8 @@ from vplab.embedding.ports import ModelSource
 from vplab.embedding.preparation import ImagePreparation
 from vplab.embedding.servicer import EmbeddingServicer
 from vplab.runtime.background import Background
-from vplab.runtime.onnx_session import OnnxSettings, runs_on_cpu
+from vplab.runtime.graph_sessions import serves_side_by_side
+from vplab.runtime.onnx_session import OnnxSettings, num_cores, runs_on_cpu
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
 from vplab.vision.images import ImageLimits
@@ -66,6 +67,7 @@ async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncI
         store = await _store(config, stack, background)
         cache = EmbeddingCache(HostCache(config.host_cache_bytes), store)
         stack.push_async_callback(cache.close)
+        at_once = num_cores() if serves_side_by_side(_onnx(config)) else 1
         queue: EncodeQueue = EncodeQueue(
             encode_batch,
             name="encoder",
@@ -73,6 +75,8 @@ async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncI
             max_batch_size=config.max_batch_size or (1 if runs_on_cpu(_onnx(config)) else _GPU_BATCH),
             max_wait_s=config.max_batch_wait_s,
             batch_key=lambda item: id(item.encoder),
+            num_threads=at_once,
+            num_background_threads=at_once if runs_on_cpu(_onnx(config)) else 0,
         )
         queue.start()
         stack.push_async_callback(queue.close)

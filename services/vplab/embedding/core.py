@@ -69,6 +69,11 @@ class Urgency:
     client: str = ""
     """On whose behalf; clients share the device evenly."""
 
+    @property
+    def is_background(self) -> bool:
+        """Whether nobody waits for the result."""
+        return self.priority is Priority.BATCH
+
 
 class EmbeddingCore:
     """Finds or makes embeddings; every key is computed at most once at a time for each priority."""
@@ -143,7 +148,10 @@ class EmbeddingCore:
     ) -> dict[str, FoundEmbedding]:
         prepared = _Once(
             lambda: self._preparation.prepare(
-                image, [encoder.spec.preprocessing for encoder in missing.values()], urgency.deadline
+                image,
+                [encoder.spec.preprocessing for encoder in missing.values()],
+                urgency.deadline,
+                is_background=urgency.is_background,
             )
         )
 
@@ -165,13 +173,19 @@ class EmbeddingCore:
         precision: Precision,
         urgency: Urgency,
     ) -> Embedding:
+        # Another call may have made it while this one looked in the durable store.
+        known = self._cache.in_memory(key)
+        if known is not None:
+            return known
         encoder = await self._pool.get(version)
         image = await prepared.get()
         item = EncodeItem(encoder, image.inputs[version.spec.preprocessing.digest].tensor)
         outputs = await self._queue.submit(
             item, priority=urgency.priority, deadline=urgency.deadline, client=urgency.client
         )
-        tensors = await asyncio.to_thread(_tensors, version, outputs, precision)
+        tensors = await self._preparation.finish(
+            lambda: _tensors(version, outputs, precision), is_background=urgency.is_background
+        )
         embedding = Embedding(key, version.model, digest, image.image_hw, precision, tensors)
         self._cache.put(embedding)
         return embedding

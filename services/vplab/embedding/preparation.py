@@ -10,6 +10,7 @@ from typing import TypeVar
 from vplab.embedding import metrics
 from vplab.embedding.values import EncodedImage, FrameImage
 from vplab.errors import DeadlineExceeded, ResourceExhausted
+from vplab.runtime.giving_way import give_way
 from vplab.vision.images import (
     ImageLimits,
     ImageRGB,
@@ -37,10 +38,10 @@ class PreparedImage:
 
 
 class ImagePreparation:
-    """A pool of threads for images.
+    """Two pools of threads for images: one for what is waited for, one that gives way.
 
-    Decoded pixels live only inside a thread's turn, so at most ``num_threads`` images are in memory as pixels; the
-    files and frames that wait are bounded by ``max_waiting_bytes``.
+    Decoded pixels live only inside a thread's turn, so at most ``num_threads`` images of each pool are in memory as
+    pixels; the files and frames that wait are bounded by ``max_waiting_bytes``.
     """
 
     def __init__(self, limits: ImageLimits, num_threads: int, max_waiting_bytes: int) -> None:
@@ -48,17 +49,24 @@ class ImagePreparation:
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting_bytes = 0
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="image")
+        self._background = ThreadPoolExecutor(num_threads, thread_name_prefix="image-batch", initializer=give_way)
 
     async def digest(self, image: EncodedImage | FrameImage) -> str:
         """Return the image digest. Raises InvalidInput for a frame that does not fit its data."""
         return await self._run(image, lambda: _digest(image, self.limits))
 
     async def prepare(
-        self, image: EncodedImage | FrameImage, preprocessings: Iterable[Preprocessing], deadline: float | None
+        self,
+        image: EncodedImage | FrameImage,
+        preprocessings: Iterable[Preprocessing],
+        deadline: float | None,
+        *,
+        is_background: bool = False,
     ) -> PreparedImage:
         """Decode an image once and make it an input of each encoder.
 
-        deadline: on ``time.monotonic()``'s clock; work that begins later is not begun.
+        deadline: on ``time.monotonic()``'s clock; work that begins later is not begun. is_background: whether nobody
+        waits for it, so that it gives way to everything else.
         Raises InvalidInput for an image that is unreadable or too large, ResourceExhausted when too much waits.
         """
         wanted = {preprocessing.digest: preprocessing for preprocessing in preprocessings}
@@ -72,19 +80,27 @@ class ImagePreparation:
             metrics.PREPARE_SECONDS.observe(time.monotonic() - began)
             return PreparedImage((pixels.shape[0], pixels.shape[1]), inputs)
 
-        return await self._run(image, work)
+        return await self._run(image, work, is_background=is_background)
+
+    async def finish(self, work: Callable[[], Value], *, is_background: bool) -> Value:
+        """Do in a thread what is left once an image is encoded; it waits for nothing, so nothing bounds it."""
+        threads = self._background if is_background else self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
 
     def close(self) -> None:
         """Drop what waits; what is being worked on ends by itself."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._background):
+            threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, image: EncodedImage | FrameImage, work: Callable[[], Value]) -> Value:
+    async def _run(
+        self, image: EncodedImage | FrameImage, work: Callable[[], Value], *, is_background: bool = False
+    ) -> Value:
         num_bytes = len(image.data)
         if self._waiting_bytes and self._waiting_bytes + num_bytes > self._max_waiting_bytes:
             raise ResourceExhausted("too many images wait to be decoded", retry_after_s=_RETRY_AFTER_S)
         self._waiting_bytes += num_bytes
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await self.finish(work, is_background=is_background)
         finally:
             self._waiting_bytes -= num_bytes
 

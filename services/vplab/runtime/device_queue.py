@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 from vplab.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable
 from vplab.runtime import metrics
 from vplab.runtime.fair_queue import FairQueue, Ticket
+from vplab.runtime.giving_way import give_way
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -77,6 +78,9 @@ class DeviceQueue(Generic[Item, Result]):
     the same order; a result that is an Exception instance is raised for its item alone, an exception raised by ``run``
     for all of them. A batch that is not full waits until its first item is ``max_wait_s`` old. ``capacity`` bounds the
     items that wait. ``num_threads`` is how many batches run at a time, for a ``run`` that may be called so.
+
+    ``num_background_threads``: the class BATCH gets a queue and threads of its own, which give way to everything else
+    on the machine. For a CPU: nobody has to wait there for a run of BATCH to end, in this process or another.
     """
 
     def __init__(
@@ -89,6 +93,8 @@ class DeviceQueue(Generic[Item, Result]):
         max_wait_s: float = 0.0,
         batch_key: Callable[[Item], Hashable] | None = None,
         num_threads: int = 1,
+        num_background_threads: int = 0,
+        gives_way: bool = False,
     ) -> None:
         if capacity < 1 or max_batch_size < 1 or max_wait_s < 0 or num_threads < 1:
             message = "capacity, max_batch_size and num_threads must be at least 1 and max_wait_s at least 0"
@@ -106,6 +112,19 @@ class DeviceQueue(Generic[Item, Result]):
         self._running: list[_Run[Item, Result]] = []
         self._item_seconds: dict[Hashable, float] = {}
         self._is_closing = False
+        self._gives_way = gives_way
+        self._background: DeviceQueue[Item, Result] | None = None
+        if num_background_threads:
+            self._background = DeviceQueue(
+                run,
+                name=f"{name}-batch",
+                capacity=capacity,
+                max_batch_size=max_batch_size,
+                max_wait_s=max_wait_s,
+                batch_key=batch_key,
+                num_threads=num_background_threads,
+                gives_way=True,
+            )
         self._threads = [
             threading.Thread(target=self._work, name=f"device-{name}" + (f"-{i}" if i else ""), daemon=True)
             for i in range(num_threads)
@@ -132,6 +151,8 @@ class DeviceQueue(Generic[Item, Result]):
         for thread in self._threads:
             thread.start()
         _open_queues.add(self)
+        if self._background is not None:
+            self._background.start()
 
     async def submit(
         self,
@@ -151,6 +172,8 @@ class DeviceQueue(Generic[Item, Result]):
         clients with no more in it, or cannot serve the item by its deadline; DeadlineExceeded if the deadline has
         passed or passes meanwhile; Unavailable once the queue closes.
         """
+        if self._background is not None and priority is Priority.BATCH:
+            return await self._background.submit(item, priority=priority, deadline=deadline, client=client)
         entry = _Entry[Item, Result](item, priority, deadline)
         key = self._batch_key(item)
         place = Ticket(entry, client, key, self._item_seconds.get(key, 0.0))
@@ -168,6 +191,9 @@ class DeviceQueue(Generic[Item, Result]):
 
     async def close(self, grace_s: float | None = 5.0) -> None:
         """Refuse new items, finish the waiting ones within ``grace_s`` (None: however long), fail the rest."""
+        if self._background is not None:
+            # What nobody waits for can be done again; it must not take from the time of the others.
+            await self._background.close(0.0 if grace_s is not None else None)
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -222,6 +248,8 @@ class DeviceQueue(Generic[Item, Result]):
                 self._metrics.cancelled("running")
 
     def _work(self) -> None:
+        if self._gives_way:
+            give_way()
         while run := self._next_run():
             for entry in run.entries:
                 self._metrics.waited(entry.priority.name, run.began - entry.enqueued)

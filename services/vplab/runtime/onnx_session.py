@@ -17,6 +17,7 @@ has its pages zeroed anew: a quarter more processor time. So activations live in
 """
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -51,7 +52,7 @@ class OnnxSettings:
     device_id: int = 0
     """Which of the visible GPUs."""
     intra_op_threads: int = 0
-    """Threads of one run on the CPU; 0 means one per physical core."""
+    """Threads of one run on the CPU; 0 means one for each core that this process may use."""
     spins: bool = True
     """Whether threads wait busily for the next operator of a run in progress: an operator of these graphs takes about
     as long as waking a thread. Between runs they sleep all the same, for the sake of every other process."""
@@ -79,7 +80,8 @@ def create_session(graph: Path | str | bytes, settings: OnnxSettings | None = No
     if wanted[0] != "cpu":
         _require_gpu(ort, wanted)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.intra_op_threads
+    # Said even where it is all: by itself ONNX Runtime would tie each thread to a core, whoever else uses that.
+    options.intra_op_num_threads = settings.intra_op_threads or num_cores()
     options.inter_op_num_threads = 1  # the graphs are chains; threads between operators only add switches
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     _share_cpu_arena()
@@ -146,6 +148,23 @@ def _share_cpu_arena() -> None:
     # -1 is ONNX Runtime's own choice, a max_mem of 0 no bound; an extend strategy of 1 grows by what is asked for.
     arena = {"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
     ort.create_and_register_allocator(cpu, ort.OrtArenaCfg(arena))
+
+
+@cache
+def num_cores() -> int:
+    """Return how many cores this process may use: of its affinity and its control group, each core counted once."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_read(f"/sys/devices/system/cpu/cpu{index}/topology/thread_siblings_list") or index for index in allowed}
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    most = int(quota) / int(period) if quota.isdigit() and period.isdigit() else len(cores)
+    return max(1, min(len(cores), round(most)))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 @cache

@@ -5,6 +5,7 @@ needs it, so no run ever sees half of one. The least recently used adapter that 
 """
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class AdapterBank:
 
     def __init__(self, graph: LoadedBank) -> None:
         self._graph = graph
+        self._writing = threading.Lock()
         self._vacant = list(range(graph.capacity, 0, -1))
         self._places: OrderedDict[str, Place] = OrderedDict()
         self._reading: SingleFlight[Row] = SingleFlight(outlives_callers=True)
@@ -105,14 +107,16 @@ class AdapterBank:
                     waiting.set_result(None)
 
     def run(self, places: Sequence[Place], *values: Any) -> Decoded:
-        """Decode a prompt with each of ``places``, held by ``take``; on the device's thread only.
+        """Decode a prompt with each of ``places``, held by ``take``; on the device's threads only.
 
         values: the arguments of ``LoadedSegmenter.run``.
         """
-        for place in dict.fromkeys(places):
-            if place.unwritten is not None:
-                self._graph.write(place.index, place.unwritten)
-                place.unwritten = None
+        with self._writing:
+            for place in dict.fromkeys(places):
+                # Looked at once: the loop may evict it meanwhile.
+                if (row := place.unwritten) is not None:
+                    self._graph.write(place.index, row)
+                    place.unwritten = None
         return self._graph.run([place.index for place in places], *values)
 
     def close(self) -> None:

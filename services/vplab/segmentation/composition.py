@@ -8,7 +8,8 @@ from typing import Any
 
 from vplab.api.segmentation.v1 import segmentation_service_pb2_grpc as pb_grpc
 from vplab.runtime.background import Background
-from vplab.runtime.onnx_session import OnnxSettings
+from vplab.runtime.graph_sessions import serves_side_by_side
+from vplab.runtime.onnx_session import OnnxSettings, num_cores
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
 from vplab.segmentation.adapters import Adapters
@@ -63,6 +64,7 @@ async def open_segmentation(
     async with AsyncExitStack() as stack:
         workers = Workers(config.worker_threads, config.max_waiting)
         stack.callback(workers.close)
+        at_once = num_cores() if serves_side_by_side(_onnx(config)) else 1
         queue: DecodeQueue = DecodeQueue(
             decode_batch,
             name="decoder",
@@ -70,6 +72,7 @@ async def open_segmentation(
             max_batch_size=config.max_batch_size,
             max_wait_s=config.max_batch_wait_s,
             batch_key=lambda item: item.batch_key,
+            num_threads=at_once,
         )
         queue.start()
         stack.push_async_callback(queue.close)

@@ -1,5 +1,6 @@
 """Both tiers stay within their bounds and never return what was damaged."""
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -180,6 +181,29 @@ async def test_a_full_disk_costs_the_embedding_and_not_the_request() -> None:
     assert (await cache.get(an_embedding(1).key)).tier is Tier.HOST
     with pytest.raises(ResourceExhausted):
         await cache.persist(an_embedding(1))
+
+
+async def test_an_embedding_that_is_being_written_is_waited_for_and_not_written_twice() -> None:
+    class SlowStore:
+        def __init__(self) -> None:
+            self.written: list[str] = []
+
+        async def read(self, key: str) -> Embedding | None:
+            return None
+
+        async def write(self, embedding: Embedding) -> None:
+            await asyncio.sleep(0.01)
+            self.written.append(embedding.key)
+
+        async def contains(self, key: str) -> bool:
+            return key in self.written
+
+    store = SlowStore()
+    cache = EmbeddingCache(HostCache(1 << 20), store)
+    cache.put(an_embedding(1))
+    await cache.persist(an_embedding(1))
+    assert store.written == [an_embedding(1).key]
+    await cache.close()
 
 
 async def test_a_bucket_keeps_embeddings_like_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

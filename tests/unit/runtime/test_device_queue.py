@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 
 from vplab.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable
 from vplab.runtime.device_queue import DeviceQueue, Priority, open_queues
+from vplab.runtime.giving_way import gives_way
 
 
 class Device:
@@ -186,6 +187,20 @@ async def test_several_batches_run_at_a_time_where_that_is_allowed():
         assert (queue.num_running, queue.depth) == (2, 1)
         device.let_go(3)
         assert await asyncio.gather(*tasks) == [1, 2, 3]
+
+
+async def test_what_nobody_waits_for_has_threads_of_its_own_that_give_way():
+    device, ways = Device(), []
+    device.answer = lambda item: ways.append((item, gives_way())) or item
+    async with open_queue(device, num_background_threads=1) as queue:
+        (bulk,) = await begin(queue, "bulk", priority=Priority.BATCH)
+        await device.wait_begun()
+        (click,) = await begin(queue, "click")
+        await device.wait_begun()  # though the bulk is not done
+        assert {waiting.name for waiting in open_queues()} >= {"test", "test-batch"}
+        device.let_go(2)
+        assert await asyncio.gather(bulk, click) == ["bulk", "click"]
+    assert dict(ways) == {"bulk": True, "click": False}
 
 
 async def test_what_ran_does_not_stay_in_memory():

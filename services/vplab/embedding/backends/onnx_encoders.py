@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from vplab.embedding.errors import ModelUnsupported
 from vplab.errors import FailedPrecondition
-from vplab.runtime.onnx_session import OnnxSettings, create_session, releasing_run
+from vplab.runtime.graph_sessions import GraphSessions, open_sessions
+from vplab.runtime.onnx_session import OnnxSettings, releasing_run
 from vplab.vision.specs import EncoderSpec
 
 _INPUT_NAME = "image"
@@ -18,19 +19,20 @@ _INPUT_NAME = "image"
 class OnnxEncoder:
     """Implements LoadedEncoder."""
 
-    def __init__(self, session: Any, spec: EncoderSpec, num_bytes: int) -> None:
-        self._session = session
+    def __init__(self, sessions: GraphSessions, spec: EncoderSpec, num_bytes: int) -> None:
+        self._sessions = sessions
         self._output_names = [output.name for output in spec.outputs]
         self.num_bytes = num_bytes
 
     @property
     def execution_provider(self) -> str:
         """The first of the session's providers; the others take what it cannot run."""
-        return str(self._session.get_providers()[0])
+        return str(self._sessions.wide.get_providers()[0])
 
     def run(self, images: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[np.float32]]:
         """Encode a batch."""
-        outputs: Sequence[npt.NDArray[np.float32]] = self._session.run(self._output_names, {_INPUT_NAME: images})
+        with self._sessions.turn() as session:
+            outputs: Sequence[npt.NDArray[np.float32]] = session.run(self._output_names, {_INPUT_NAME: images})
         return outputs
 
 
@@ -46,18 +48,19 @@ class OnnxEncoderLoader:
         if not path.is_file():
             raise ModelUnsupported(name, f"its files lack {spec.graph}")
         try:
-            session = create_session(path, self._settings)
+            sessions = open_sessions(path, self._settings)
         except FailedPrecondition as error:
             raise ModelUnsupported(name, f"ONNX Runtime cannot load {spec.graph}") from error.__cause__ or error
-        _check_names(name, session, spec)
+        _check_names(name, sessions.wide, spec)
         side, names = spec.preprocessing.size, [output.name for output in spec.outputs]
         zeros = np.zeros((1, 3, side, side), dtype=np.float32)
         try:
-            outputs = releasing_run(session, names, {_INPUT_NAME: zeros})
+            outputs = releasing_run(sessions.wide, names, {_INPUT_NAME: zeros})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ModelUnsupported(name, f"its graph does not take (1, 3, {side}, {side})") from error
         _check_outputs(name, outputs, spec)
-        return OnnxEncoder(session, spec, sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
+        num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        return OnnxEncoder(sessions, spec, sessions.num_sessions * num_bytes)
 
 
 def _check_names(name: str, session: Any, spec: EncoderSpec) -> None:

@@ -7,7 +7,8 @@ from typing import Any, Final
 import numpy as np
 
 from vplab.errors import FailedPrecondition
-from vplab.runtime.onnx_session import OnnxSettings, create_session, releasing_run
+from vplab.runtime.graph_sessions import GraphSessions, open_sessions
+from vplab.runtime.onnx_session import OnnxSettings, releasing_run
 from vplab.segmentation.errors import ModelUnsupported
 from vplab.vision.specs import SegmenterSpec
 
@@ -25,14 +26,17 @@ OUTPUTS: Final = ("low_res_logits", "iou_predictions")
 _BYTES_IN_MEMORY = 2.2
 
 
-def open_graph(name: str, role: str, path: Path, settings: OnnxSettings, further_inputs: tuple[str, ...] = ()) -> Any:
-    """Return a session of a graph with INPUTS and ``further_inputs``. Raises ModelUnsupported."""
+def open_graph(
+    name: str, role: str, path: Path, settings: OnnxSettings, further_inputs: tuple[str, ...] = ()
+) -> GraphSessions:
+    """Return the sessions of a graph with INPUTS and ``further_inputs``. Raises ModelUnsupported."""
     if not path.is_file():
         raise ModelUnsupported(name, role, f"its files lack {path.name}")
     try:
-        session = create_session(path, settings)
+        sessions = open_sessions(path, settings)
     except FailedPrecondition as error:
         raise ModelUnsupported(name, role, f"ONNX Runtime cannot load {path.name}") from error.__cause__ or error
+    session = sessions.wide
     inputs, outputs = ({value.name for value in values} for values in (session.get_inputs(), session.get_outputs()))
     expected = (*INPUTS, *further_inputs)
     if inputs != set(expected):
@@ -40,7 +44,7 @@ def open_graph(name: str, role: str, path: Path, settings: OnnxSettings, further
     missing = sorted(set(OUTPUTS) - outputs)
     if missing:
         raise ModelUnsupported(name, role, f"its graph has no output {', '.join(missing)}")
-    return session
+    return sessions
 
 
 def warm_up(
@@ -67,6 +71,6 @@ def warm_up(
         raise ModelUnsupported(name, role, f"its graph returns {found}; model.json says {expected}")
 
 
-def bytes_in_memory(path: Path) -> int:
-    """Return about what a session of a graph takes of memory, activations apart."""
-    return round(_BYTES_IN_MEMORY * path.stat().st_size)
+def bytes_in_memory(path: Path, sessions: GraphSessions) -> int:
+    """Return about what a graph takes of memory, activations apart."""
+    return round(_BYTES_IN_MEMORY * sessions.num_sessions * path.stat().st_size)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vplab.errors import DataLoss, InvalidInput
+from vplab.runtime.graph_sessions import GraphSessions
 from vplab.runtime.onnx_session import OnnxSettings, create_session, device_of
 from vplab.segmentation.backends._decoder_graph import INPUTS, OUTPUTS, bytes_in_memory, open_graph, warm_up
 from vplab.segmentation.errors import ModelUnsupported
@@ -30,11 +31,13 @@ _ITEM_BYTES: Final = np.dtype(np.float16).itemsize
 class OnnxBank:
     """Implements LoadedBank."""
 
-    def __init__(self, session: Any, writer: Any, device: str, layout: BankLayout, capacity: int, graph_bytes: int):
-        """session: of the bank's graph. writer: of _WRITER. graph_bytes: memory of the graph."""
+    def __init__(
+        self, sessions: GraphSessions, writer: Any, device: str, layout: BankLayout, capacity: int, graph_bytes: int
+    ) -> None:
+        """sessions: of the bank's graph. writer: of _WRITER. graph_bytes: memory of the graph."""
         import onnxruntime as ort
 
-        self._session = session
+        self._sessions = sessions
         self._writer = writer
         self.device = device
         self.layout = layout
@@ -68,14 +71,15 @@ class OnnxBank:
     ) -> Decoded:
         """Decode a batch."""
         values = (image_embedding, image_index, point_coords, point_labels, mask_input, has_mask_input)
-        binding = self._session.io_binding()
-        for name, value in zip(INPUTS, values, strict=True):
-            binding.bind_cpu_input(name, np.ascontiguousarray(value))
-        binding.bind_cpu_input(INDEX_INPUT, np.array(adapter_index, np.int64))
-        binding.bind_ortvalue_input(BANK_INPUT, self._rows)
-        for name in OUTPUTS:
-            binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
+        with self._sessions.turn() as session:
+            binding = session.io_binding()
+            for name, value in zip(INPUTS, values, strict=True):
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            binding.bind_cpu_input(INDEX_INPUT, np.array(adapter_index, np.int64))
+            binding.bind_ortvalue_input(BANK_INPUT, self._rows)
+            for name in OUTPUTS:
+                binding.bind_output(name, "cpu")
+            session.run_with_iobinding(binding)
         logits, ious = binding.copy_outputs_to_cpu()
         return logits, ious
 
@@ -92,16 +96,17 @@ class OnnxBankLoader:
         """Load the graph, check its names and run it once on two prompts of the base."""
         assert spec.adapter_bank is not None
         path = folder / spec.adapter_bank.graph
-        session = open_graph(name, role, path, self._settings, (BANK_INPUT, INDEX_INPUT))
+        sessions = open_graph(name, role, path, self._settings, (BANK_INPUT, INDEX_INPUT))
         try:
-            layout = BankLayout.from_json(session.get_modelmeta().custom_metadata_map.get(LAYOUT_KEY, ""))
+            layout = BankLayout.from_json(sessions.wide.get_modelmeta().custom_metadata_map.get(LAYOUT_KEY, ""))
         except InvalidInput as error:
             raise ModelUnsupported(name, role, f"{path.name}: {error.message}") from error
         base = {BANK_INPUT: np.zeros((1, layout.width), np.float16), INDEX_INPUT: np.zeros(2, np.int64)}
-        warm_up(name, role, session, spec, base)
+        warm_up(name, role, sessions.wide, spec, base)
         writer = create_session(_WRITER, self._settings)
         capacity = max(1, self._max_bytes // (_ITEM_BYTES * layout.width) - 1)
-        return OnnxBank(session, writer, device_of(session, self._settings), layout, capacity, bytes_in_memory(path))
+        device = device_of(sessions.wide, self._settings)
+        return OnnxBank(sessions, writer, device, layout, capacity, bytes_in_memory(path, sessions))
 
     def read_row(self, folder: Path, layout: BankLayout) -> Row:
         """Read an adapter's tensors and lay them out."""

@@ -1,11 +1,11 @@
 """Segmenters as ONNX graphs."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vplab.runtime.graph_sessions import GraphSessions
 from vplab.runtime.onnx_session import OnnxSettings, device_of
 from vplab.segmentation.backends._decoder_graph import INPUTS, OUTPUTS, bytes_in_memory, open_graph, warm_up
 from vplab.vision.specs import SegmenterSpec
@@ -14,8 +14,8 @@ from vplab.vision.specs import SegmenterSpec
 class OnnxSegmenter:
     """Implements LoadedSegmenter."""
 
-    def __init__(self, session: Any, device: str, num_bytes: int) -> None:
-        self._session = session
+    def __init__(self, sessions: GraphSessions, device: str, num_bytes: int) -> None:
+        self._sessions = sessions
         self.device = device
         self.num_bytes = num_bytes
 
@@ -30,7 +30,8 @@ class OnnxSegmenter:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Decode a batch."""
         values = (image_embedding, image_index, point_coords, point_labels, mask_input, has_mask_input)
-        logits, ious = self._session.run(list(OUTPUTS), dict(zip(INPUTS, values, strict=True)))
+        with self._sessions.turn() as session:
+            logits, ious = session.run(list(OUTPUTS), dict(zip(INPUTS, values, strict=True)))
         return logits, ious
 
 
@@ -43,6 +44,6 @@ class OnnxSegmenterLoader:
     def load(self, name: str, role: str, folder: Path, spec: SegmenterSpec) -> OnnxSegmenter:
         """Load the graph, check its names and run it once on two prompts, which also compiles its kernels."""
         path = folder / spec.graph
-        session = open_graph(name, role, path, self._settings)
-        warm_up(name, role, session, spec)
-        return OnnxSegmenter(session, device_of(session, self._settings), bytes_in_memory(path))
+        sessions = open_graph(name, role, path, self._settings)
+        warm_up(name, role, sessions.wide, spec)
+        return OnnxSegmenter(sessions, device_of(sessions.wide, self._settings), bytes_in_memory(path, sessions))
