@@ -9,6 +9,7 @@ which are ``vplab bench --beside precompute`` and ``--growth all``. It writes OU
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ Row = dict[str, Any]
 
 def main() -> None:
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server of the moment is ended too
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "peers.json"
     settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
