@@ -68,21 +68,21 @@ class Called:
         digests: of the pictures, whose embeddings are cached; None sends the picture itself.
         """
         rng = np.random.default_rng(seed)
+        num_bodies = max(_NUM_BODIES if digests else _NUM_IMAGE_BODIES, len(adapters))
+        num_bodies += -num_bodies % len(adapters)  # so that each adapter comes equally often
         bodies = []
-        for index in range(max(_NUM_BODIES, _NUM_BODIES // 4 * len(adapters))):
+        for index in range(num_bodies):
             chosen = int(rng.integers(len(pictures)))
             picture, points = pictures[chosen], rng.permutation(pictures[chosen].points_xy)
-            image = vision_pb2.Image(encoded=picture.data) if digests is None else None
+            image = vision_pb2.Image(digest=digests[chosen]) if digests else vision_pb2.Image(encoded=picture.data)
             request = segmentation_pb.PredictMasksRequest(
-                image=image or vision_pb2.Image(digest=(digests or ())[chosen]),
+                image=image,
                 models=segmentation_pb.ModelSelection(
                     segmenter=self.segmenter, adapter=adapters[index % len(adapters)]
                 ),
                 prompts=[_prompt(points[number % len(points)]) for number in range(num_objects)],
             )
             bodies.append(request.SerializeToString())
-            if digests is None and len(bodies) >= _NUM_IMAGE_BODIES:
-                break
         return Work(self._target("segmentation", f"{_SEGMENTATION}/PredictMasks"), Requests(bodies))
 
     def embeddings(self, pictures: Sequence[Picture]) -> Work:

@@ -1,0 +1,171 @@
+"""The comparison with other servers: its goals, its messages, and that the work behind every server is one."""
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vplab.bench.pictures import make_pictures
+from vplab.bench.ports import CallFailed
+
+PEERS = Path(__file__).parents[2] / "bench" / "peers"
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    monkeypatch.syspath_prepend(str(PEERS))
+    return importlib.import_module
+
+
+def row(
+    server: str, rate: float, p99: float = 0.1, *, number: int = 0, concurrency: int = 1, work: str = "click"
+) -> Any:
+    return {
+        "server": server, "work": work, "concurrency": concurrency, "round": number, "throughput_per_s": rate,
+        "latency_s": {"p50": p99 / 2, "p99": p99}, "cpu_s_per_item": 0.01, "errors": {}, "form": "2 threads x 1",
+    }  # fmt: skip
+
+
+def goals(load: Load, rows: list[Any]) -> str:
+    return str(load("report").goals_table({"rows": rows, "beside": []}))
+
+
+def test_a_share_is_taken_within_its_round(load: Load) -> None:
+    """The machine was twice as fast in the second round, for everybody."""
+    rows = [row("bare loop", 100), row("vplab", 95), row("bare loop", 200, number=1), row("vplab", 190, number=1)]
+    assert "| clicks at saturation: at least 90% of the bare loop's throughput | 95% | yes |" in goals(load, rows)
+
+
+def test_a_service_is_held_against_the_best_form_of_the_bare_loop(load: Load) -> None:
+    rows = [
+        row("bare loop", 50),
+        row("bare loop", 100, concurrency=2),
+        row("vplab", 60),
+        row("vplab", 80, concurrency=8),
+    ]
+    assert "| 80% | no |" in goals(load, rows)
+
+
+def test_what_a_click_alone_takes_longer_is_measured_against_the_loop_with_one_thread(load: Load) -> None:
+    rows = [row("bare loop", 50, 0.020), row("bare loop", 90, 0.100, concurrency=2), row("vplab", 40, 0.030)]
+    assert "over the bare loop's p50 | 5.0 ms | no |" in goals(load, rows)
+
+
+def test_being_ahead_means_throughput_and_p99_at_every_concurrency(load: Load) -> None:
+    ahead = [row("vplab", 50, 0.1), row("vplab", 60, 0.2, concurrency=2)]
+    peer = [row("litserve", 40, 0.2), row("litserve", 50, 0.1, concurrency=2)]
+    found = goals(load, [*ahead, *peer])
+    assert "ahead of litserve in throughput and p99 at every concurrency | behind in click x2 p99 | no |" in found
+    peer[1]["latency_s"]["p99"] = 0.3
+    assert "ahead of litserve in throughput and p99 at every concurrency | everywhere | yes |" in goals(
+        load, [*ahead, *peer]
+    )
+
+
+def test_what_was_not_measured_has_no_goal(load: Load) -> None:
+    assert goals(load, [row("bare loop", 10)]) == ""
+
+
+def test_the_work_gives_the_same_masks_in_batches_and_alone_and_from_another_process_folder(
+    load: Load, tmp_path: Path
+) -> None:
+    work = load("work")
+    pictures = make_pictures(3, 128, num_points=2)
+    first = work.Work(intra_op_threads=1, store=tmp_path)
+    digests = first.embed([picture.data for picture in pictures])
+    clicks = [work.Click(digest, *picture.points_xy[0]) for digest, picture in zip(digests, pictures, strict=True)]
+    together = first.click(clicks)
+    other = work.Work(intra_op_threads=1, store=tmp_path)  # as a second worker process, which embedded nothing
+    for click, mask in zip(clicks, together, strict=True):
+        (alone,) = other.click([click])
+        assert alone.iou(mask) > 0.99
+        assert work.Mask.from_bytes(alone.to_bytes()).iou(alone) == 1.0
+        assert work.Click.from_bytes(click.to_bytes()).digest == click.digest
+    with pytest.raises(KeyError):
+        work.Work(intra_op_threads=1).click(clicks)
+
+
+def test_masks_of_other_sizes_do_not_agree(load: Load) -> None:
+    mask = load("work").Mask
+    runs = np.array([4], np.uint32)
+    assert mask((2, 2), runs, 0.5).iou(mask((1, 4), runs, 0.5)) == 0.0
+    assert mask((2, 2), runs, 0.5).iou(mask((2, 2), runs, 0.5)) == 1.0
+
+
+def test_an_inference_message_is_what_the_protocol_says(load: Load) -> None:
+    messages = load("infer_messages")
+    request = messages._REQUEST.FromString(messages.infer_request("click", b"\x00\xff"))
+    assert request.model_name == "click"
+    (tensor,) = request.inputs
+    assert (tensor.datatype, list(tensor.shape), list(tensor.contents.bytes_contents)) == (
+        "BYTES",
+        [1, 1],
+        [b"\x00\xff"],
+    )
+    typed = messages._RESPONSE(outputs=[tensor]).SerializeToString()
+    assert messages.infer_answer(typed) == b"\x00\xff"
+    raw = messages._RESPONSE(raw_output_contents=[(3).to_bytes(4, "little") + b"abc"]).SerializeToString()
+    assert messages.infer_answer(raw) == b"abc"
+
+
+@asynccontextmanager
+async def http_server(answers: list[bytes]) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """Answer requests with prepared bytes, then hang up; gives the port and the bodies that came."""
+    bodies: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while answers:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                break
+            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            bodies.append(await reader.readexactly(length))
+            writer.write(answers.pop(0))
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], bodies
+
+
+async def test_http_answers_are_read_whole_and_connections_kept(load: Load) -> None:
+    answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nde\r\n1\r\nf\r\n0\r\n\r\n",
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
+    ]
+    async with http_server(answers) as (port, bodies):
+        connection = await load("http_calls").HttpCalls(port, "/click", "text/plain").open()
+        assert await connection.send(b"one", 5) == b"abc"
+        assert await connection.send(b"two", 5) == b"def"
+        with pytest.raises(CallFailed, match="HTTP_503"):
+            await connection.send(b"three", 5)
+        with pytest.raises(CallFailed):
+            await connection.send(b"four", 5)  # the server hung up
+        await connection.close()
+    assert bodies == [b"one", b"two", b"three"]
+
+
+async def test_a_server_that_never_answers_is_a_missed_deadline(load: Load) -> None:
+    never = asyncio.Event()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await never.wait()
+        writer.close()
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        connection = await load("http_calls").HttpCalls(port, "/", "text/plain").open()
+        with pytest.raises(CallFailed, match="DEADLINE_EXCEEDED"):
+            await connection.send(b"", 0.2)
+        never.set()
