@@ -6,6 +6,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from vplab.vision.adapters.bank_layout import BANK_INPUT, LAYOUT_KEY, BankLayout
+from vplab.vision.adapters.spec import default_spec
 from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 
 BUILTIN = resources.files("vplab.registry") / "builtin"
@@ -71,6 +73,23 @@ def test_shipped_models_come_with_a_passed_parity_report_and_a_card(artifact):
     assert report.passed
     assert all(case.passed for case in report.cases)
     assert "mobilenet" in (folder / "MODEL_CARD.md").read_text().lower()
+
+
+def test_the_shipped_bank_takes_adapters_of_todays_method_and_was_compared_on_twenty_images():
+    """After a change of E-PEFT: ``python -m vplab.training.foundation bank --models services/vplab/registry/builtin``."""
+    pytest.importorskip("torch", reason="the report's type lives beside the importers")
+    from vplab.training.models.parity import ParityReport
+
+    folder, spec = shipped("nano-segmenter")
+    assert spec.adapter_bank is not None
+    assert spec.adapter_bank.adapter == default_spec("e_peft")
+    session = ort.InferenceSession((folder / spec.adapter_bank.graph).read_bytes(), providers=["CPUExecutionProvider"])
+    layout = BankLayout.from_json(session.get_modelmeta().custom_metadata_map[LAYOUT_KEY])
+    assert [i.shape for i in session.get_inputs() if i.name == BANK_INPUT] == [["num_adapters", layout.width]]
+    report = ParityReport.model_validate_json((folder / "bank_parity.json").read_bytes())
+    assert report.passed
+    assert all(case.passed and len(set(case.image_sizes_hw)) == 20 for case in report.cases)
+    assert {case.name.partition(",")[0] for case in report.cases} == {"base", "adapters mixed"}
 
 
 @pytest.mark.slow

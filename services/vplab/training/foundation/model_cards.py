@@ -114,5 +114,7 @@ _SEGMENTER_HEAD = """# nano-segmenter
 
 Prompt encoder and mask decoder of the nano models: segment-anything's own modules at their published widths (256 wide,
 two two-way layers, 4.06 million parameters), trained from nothing behind `nano-encoder`. Weights in half precision.
+`bank.onnx` is the same decoder with E-PEFT adapters as inputs, a row of half-precision numbers for each; with zeros it
+answers as `decoder.onnx` (`bank_parity.json`).
 
 """
