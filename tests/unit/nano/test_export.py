@@ -76,7 +76,7 @@ def test_shipped_models_come_with_a_passed_parity_report_and_a_card(artifact):
 
 
 def test_the_shipped_bank_takes_adapters_of_todays_method_and_was_compared_on_twenty_images():
-    """After a change of E-PEFT: ``python -m vplab.training.foundation bank --models services/vplab/registry/builtin``."""
+    """If E-PEFT changed: ``python -m vplab.training.foundation bank --models services/vplab/registry/builtin``."""
     pytest.importorskip("torch", reason="the report's type lives beside the importers")
     from vplab.training.models.parity import ParityReport
 
