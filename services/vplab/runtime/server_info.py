@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -70,6 +71,7 @@ def instance() -> str:
     return f"{socket.gethostname()}/{os.getpid()}"
 
 
+@cache  # to read the distribution's metadata takes almost a millisecond, and every answer with masks says this
 def software() -> str:
     """Return the installed version of VP Lab."""
     try:
