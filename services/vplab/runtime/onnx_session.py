@@ -53,9 +53,9 @@ class OnnxSettings:
     """Which of the visible GPUs."""
     intra_op_threads: int = 0
     """Threads of one run on the CPU; 0 means one for each core that this process may use."""
-    spins: bool = True
-    """Whether threads wait busily for the next operator of a run in progress: an operator of these graphs takes about
-    as long as waking a thread. Between runs they sleep all the same, for the sake of every other process."""
+    spins: bool = False
+    """Whether threads wait busily for the next operator of a run in progress (between runs they sleep all the same): a
+    little faster alone on a machine, and slower as soon as anything else computes there, for that and for the run."""
     gpu_memory_limit_bytes: int | None = None
     """Most that a session's arena takes on the GPU; None for no limit."""
     allows_tf32: bool = False

@@ -51,15 +51,16 @@ def test_the_choices_reach_the_session(graph, no_gpu):
     said = {
         "session.use_env_allocators": "1",
         "session.use_device_allocator_for_initializers": "1",
-        "session.intra_op.allow_spinning": "1",
+        "session.intra_op.allow_spinning": "0",
         "session.force_spinning_stop": "1",
     }
     assert {key: options.get_session_config_entry(key) for key in said} == said
 
 
-def test_threads_that_wait_may_be_made_to_sleep_at_once(graph, no_gpu):
-    options = create_session(graph, OnnxSettings(spins=False)).get_session_options()
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+def test_threads_may_wait_busily_but_within_a_run_only(graph, no_gpu):
+    options = create_session(graph, OnnxSettings(spins=True)).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_sessions_share_an_arena_that_a_run_can_empty(graph, no_gpu):
