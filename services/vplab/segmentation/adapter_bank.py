@@ -1,6 +1,6 @@
 """Which adapter lies in which row of a segmenter's bank: placed when asked for, kept while work needs it, then evicted.
 
-The event loop hands rows out, the device's thread writes them: a row is put in place right before the first run that
+The event loop hands rows out, the device's threads write them: a row is put in place right before the first run that
 needs it, so no run ever sees half of one. The least recently used adapter that no work needs makes room for a new one.
 """
 
@@ -29,7 +29,7 @@ class Place:
     index: int
     version: AdapterVersion
     unwritten: Row | None
-    """The row until the device's thread has put it in place."""
+    """The row until a thread of the device has put it in place."""
     num_users: int = 0
     """Calls that need it; only when there are none may another adapter take the place."""
 
@@ -131,7 +131,6 @@ class AdapterBank:
         if unused is None:
             return None
         place = self._places.pop(unused)
-        place.unwritten = None  # an abandoned call may still be in the queue; it must not write over who comes next
         place.unwritten = None  # an abandoned call may still be in the queue; it must not write over who comes next
         metrics.BANK_EVICTIONS.inc()
         _log.info("adapter_evicted", name=place.version.model.name, digest=unused)

@@ -1,6 +1,7 @@
 """Rows of a bank: placed, kept while they are needed, evicted, and never written under work that needs them."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +31,9 @@ class FakeBank:
     num_bytes = 0
     layout = BankLayout(tensors=(BankTensor(name="a", shape=(1,), neutral=0.0),))
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, run_s: float = 0.0) -> None:
         self.capacity = capacity
+        self.run_s = run_s
         self.rows = np.zeros(1 + capacity)
         self.batches: list[list[float]] = []
 
@@ -40,6 +42,7 @@ class FakeBank:
         self.rows[index] = row[0]
 
     def run(self, adapter_index: Sequence[int], *values: Any) -> Decoded:
+        time.sleep(self.run_s)
         found = self.rows[list(adapter_index)].astype(np.float32)
         self.batches.append(found.tolist())
         return np.broadcast_to(found[:, None, None, None], (len(found), 4, 16, 16)).copy(), np.ones((len(found), 4))
@@ -152,10 +155,18 @@ async def test_callers_share_one_reading_and_a_failed_one_can_be_tried_again() -
     assert (reads, len(places)) == (2, 1)
 
 
-async def test_many_adapters_share_few_rows_under_load_and_each_gets_its_own_answer() -> None:
-    graph = FakeBank(5)
+@pytest.mark.parametrize("num_threads", [1, 3])
+async def test_many_adapters_share_few_rows_under_load_and_each_gets_its_own_answer(num_threads: int) -> None:
+    graph = FakeBank(5, run_s=0.0005)
     bank = AdapterBank(graph)
-    queue = DecodeQueue(decode_batch, name="rows", capacity=1000, max_batch_size=4, batch_key=lambda i: i.batch_key)
+    queue = DecodeQueue(
+        decode_batch,
+        name="rows",
+        capacity=1000,
+        max_batch_size=4,
+        batch_key=lambda i: i.batch_key,
+        num_threads=num_threads,
+    )
     queue.start()
     random = np.random.default_rng(0)
 

@@ -1,8 +1,8 @@
 """Segmenters' banks as ONNX graphs, their rows resident on the device through IO binding.
 
 A row is put in place by a second graph, one ScatterND whose output is bound to its input's memory, so that nothing but
-the row travels and nothing is copied; on CUDA it is queued on the device behind the run before. The CPU provider
-does the same in place, and memory of rows that nobody has written is never touched, so it costs nothing.
+the row travels and nothing is copied, on CUDA as on the CPU. On the CPU memory of rows that nobody has written is never
+touched, so it costs nothing.
 """
 
 from collections.abc import Sequence
