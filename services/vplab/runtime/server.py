@@ -7,8 +7,9 @@ The stop: health says NOT_SERVING; after ``drain_delay_s`` watches are ended and
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,7 +17,7 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 
 from vplab.api.runtime.v1 import runtime_service_pb2_grpc
-from vplab.runtime import metrics
+from vplab.runtime import metrics, unix_sockets
 from vplab.runtime.auth import authenticator
 from vplab.runtime.calls import HEALTH_SERVICE, CallFrame
 from vplab.runtime.health import HealthServicer
@@ -25,6 +26,7 @@ from vplab.runtime.server_info import RUNTIME_SERVICE, RuntimeServicer, ServedMo
 from vplab.runtime.settings import ServerSettings
 from vplab.runtime.tls import server_credentials
 from vplab.runtime.tracing import open_tracer
+from vplab.wire.unix_sockets import unix_path
 
 _log = structlog.get_logger(__name__)
 
@@ -52,6 +54,8 @@ class RunningServer:
 
     address: str
     """Where: ``host:port`` with the port that was taken, or ``unix:/path``."""
+    unix_address: str | None
+    """Where it listens besides, ``unix:/path``."""
     health_address: str | None
     """Where the plain-text health service listens, None if it does not."""
     metrics_port: int | None
@@ -84,7 +88,8 @@ async def serve(
         _on_signals(stopping, hurry)
     options: dict[str, Any] = {"service": service, "ready": ready, "served_models": served_models, "hurry": hurry}
     async with running_server(registrations, settings, wait_ready=False, **options) as server:
-        _log.info("listening", address=server.address, metrics_port=server.metrics_port, **(metadata or {}))
+        where = {"address": server.address, "unix_address": server.unix_address, "metrics_port": server.metrics_port}
+        _log.info("listening", **where, **(metadata or {}))
         waiter = asyncio.create_task(stopping.wait())
         await asyncio.wait({waiter, server.ready}, return_when=asyncio.FIRST_COMPLETED)
         if server.ready.done() and not waiter.done():
@@ -134,6 +139,9 @@ async def running_server(
     if settings.enable_reflection:
         _add_reflection([*names, *own_services], server)
     address = _bind(server, settings.listen, server_credentials(settings))
+    unix_address = None
+    if settings.unix_socket is not None:  # gRPC wants credentials of its own for each address
+        unix_address = _bind(server, f"unix:{settings.unix_socket}", server_credentials(settings))
     try:
         async with _health_server(settings, health) as health_address:
             with _metrics_port(settings) as metrics_port:
@@ -142,7 +150,7 @@ async def running_server(
                 # The process itself lives from now on: what a liveness probe asks for, by this name.
                 health.set_serving(RUNTIME_SERVICE)
                 getting_ready = asyncio.create_task(_get_ready(ready, frame, health, names))
-                running = RunningServer(address, health_address, metrics_port, health, getting_ready)
+                running = RunningServer(address, unix_address, health_address, metrics_port, health, getting_ready)
                 try:
                     if wait_ready:
                         await getting_ready
@@ -224,11 +232,16 @@ def _metrics_port(settings: ServerSettings) -> Iterator[int | None]:
 
 
 def _bind(server: Any, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+    path = unix_path(listen, field="listen")
     try:
-        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+        with nullcontext() if path is None else unix_sockets.binding(Path(path)):
+            port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+    except unix_sockets.SocketTaken as error:
+        raise StartError(f"cannot listen on {listen}: {error}") from error
     except RuntimeError:
-        raise StartError(f"cannot listen on {listen}: the address is in use, or not of this machine") from None
-    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+        why = "the address is in use, or not of this machine" if path is None else "its folder cannot be used"
+        raise StartError(f"cannot listen on {listen}: {why}") from None
+    return f"{listen.rpartition(':')[0]}:{port}" if path is None else listen
 
 
 def _add_reflection(names: Sequence[str], server: Any) -> None:

@@ -28,6 +28,9 @@ from pydantic_settings import (
     SettingsError as _ParseError,
 )
 
+from vplab.errors import InvalidInput
+from vplab.wire.unix_sockets import SCHEME, unix_path
+
 MIB: Final = 1024 * 1024
 SHARED_PREFIX: Final = "VPLAB_"
 
@@ -58,6 +61,9 @@ class ServerSettings(BaseSettings):
     listen: str = "127.0.0.1:0"
     """``host:port`` or ``unix:/path``. Port 0 takes a free one. The default of every service is the loopback interface,
     because without tokens or client certificates whoever can connect may do everything."""
+    unix_socket: Path | None = None
+    """A unix socket to listen on beside ``listen``, for callers on this machine. Only the user who serves can connect;
+    tokens and TLS hold there as they do on ``listen``."""
     health_listen: str | None = None
     """A second address, ``host:port``, that answers only ``grpc.health.v1`` and in plain text: Kubernetes' gRPC probes
     cannot present a client certificate."""
@@ -119,7 +125,7 @@ class ServerSettings(BaseSettings):
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the calls that are traced when the caller has not decided."""
 
-    per_service: ClassVar[frozenset[str]] = frozenset({"listen", "health_listen", "metrics_port"})
+    per_service: ClassVar[frozenset[str]] = frozenset({"listen", "unix_socket", "health_listen", "metrics_port"})
     """Fields without a shared ``VPLAB_*`` variable, since two services on a machine cannot have them in common."""
 
     def __init_subclass__(cls, env_prefix: str | None = None, **options: Any) -> None:
@@ -130,11 +136,23 @@ class ServerSettings(BaseSettings):
     @field_validator("listen", "health_listen")
     @classmethod
     def _check_address(cls, value: str | None) -> str | None:
-        if value is None or (value.startswith("unix:") and len(value) > len("unix:")):
+        if value is None:
             return value
+        try:
+            if value != SCHEME and unix_path(value, field="listen") is not None:
+                return value
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
         match = _ADDRESS.fullmatch(value)
         if match is None or int(match.group(1)) > 65535:
             raise ValueError("must be host:port, [ipv6]:port or unix:/path")
+        return value
+
+    @field_validator("unix_socket")
+    @classmethod
+    def _check_socket(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            cls._check_address(f"unix:{value}")
         return value
 
     @field_validator("tokens", mode="before")

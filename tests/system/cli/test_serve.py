@@ -50,6 +50,14 @@ def test_all_services_are_healthy_soon_after_a_warm_start(vplab: Vplab, tmp_path
         status = json.loads((tmp_path / "status.json").read_text())
         assert {replica["health"] for replica in status["replicas"]} == {"serving"}
         assert status["resident_memory_bytes"] > 50 << 20
+        for replica in status["replicas"]:
+            assert replica["address"] == second["services"][replica["service"]]["address"]
+            assert replica["socket"] == second["services"][replica["service"]]["socket"]
+        # Commands of this home, and services among themselves, call on sockets.
+        ran = vplab.run("models", "list")
+        assert ran.returncode == 0, ran.stderr
+        calls = [json.loads(line) for line in (vplab.home / "logs" / "registry.log").read_text().splitlines()]
+        assert any(str(call.get("peer")).startswith("unix:") for call in calls)
         for service in second["services"].values():
             with socket.create_connection(("127.0.0.1", service["metrics_port"]), 5) as connection:
                 connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")

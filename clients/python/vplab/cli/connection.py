@@ -75,7 +75,9 @@ async def deployed(deployment: LocalDeployment) -> AsyncIterator[float]:
     started_s = 0.0
     try:
         started_s = await deployment.start()
-        deployment.home.announce(Deployment(os.getpid(), uuid.uuid4().hex, dict(deployment.addresses)))
+        deployment.home.announce(
+            Deployment(os.getpid(), uuid.uuid4().hex, dict(deployment.addresses), dict(deployment.sockets))
+        )
         yield started_s
     finally:
         deployment.home.withdraw()
@@ -128,14 +130,14 @@ async def _joined(home: Home, areas: Sequence[Area]) -> AsyncIterator[dict[Area,
         if not use.try_acquire(exclusive=False) or home.running() != found:
             yield None
             return
-        async with AsyncClient(**found.addresses) as client:  # type: ignore[arg-type]
+        async with AsyncClient(**found.nearest) as client:  # type: ignore[arg-type]
             try:
                 for area in areas:
                     await client.replica(area).health(timeout_s=5)
             except VPLabError:
                 yield None
                 return
-        yield found.addresses
+        yield found.nearest
 
 
 async def _until_unused(home: Home) -> None:

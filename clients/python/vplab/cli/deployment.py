@@ -40,6 +40,8 @@ class LocalDeployment:
     home: Home
     addresses: Mapping[Area, str]
     """Where each service of this deployment listens."""
+    sockets: Mapping[Area, str] = field(default_factory=dict)
+    """``unix:/path`` where services listen besides; they then call each other there."""
     others: Mapping[Area, str] = field(default_factory=dict)
     """Addresses of services that run elsewhere."""
     metrics_ports: Mapping[Area, int] = field(default_factory=dict)
@@ -92,10 +94,12 @@ class LocalDeployment:
         return {area: process.pid for area, process in self._processes.items() if process.pid is not None}
 
     def _process(self, area: Area, address: str) -> ServiceProcess:
-        known = {**self.others, **self.addresses}
+        known = {**self.others, **self.addresses, **self.sockets}
         environment = {f"VPLAB_{need.upper()}_ADDRESS": known[need] for need in _NEEDS[area] if need in known}
         environment |= self.home.data_variables()
         environment[f"VPLAB_{area.upper()}_LISTEN"] = address
+        if area in self.sockets:
+            environment[f"VPLAB_{area.upper()}_UNIX_SOCKET"] = self.sockets[area].removeprefix("unix:")
         if area in self.metrics_ports:
             environment[f"VPLAB_{area.upper()}_METRICS_PORT"] = str(self.metrics_ports[area])
         if self.metrics_host is not None:

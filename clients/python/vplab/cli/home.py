@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vplab.client.options import AREAS, Area
@@ -18,6 +18,13 @@ class Deployment:
     nonce: str
     """Tells this deployment from a later one with the same process id."""
     addresses: dict[Area, str]
+    sockets: dict[Area, str] = field(default_factory=dict)
+    """``unix:/path`` of those that also listen there, for callers on this machine."""
+
+    @property
+    def nearest(self) -> dict[Area, str]:
+        """Where this machine's commands reach each service best."""
+        return {**self.addresses, **self.sockets}
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,8 @@ class Home:
         """Return the announced deployment; None without one, or if its process is gone."""
         try:
             content = json.loads(self._record.read_text(encoding="utf-8"))
-            addresses: dict[Area, str] = {
-                area: content["addresses"][area] for area in AREAS if area in content["addresses"]
-            }
-            deployment = Deployment(int(content["pid"]), str(content["nonce"]), addresses)
+            addresses, sockets = map(_by_area, (content["addresses"], content.get("sockets", {})))
+            deployment = Deployment(int(content["pid"]), str(content["nonce"]), addresses, sockets)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return deployment if _is_alive(deployment.pid) else None
@@ -82,6 +87,10 @@ class Home:
     @property
     def _record(self) -> Path:
         return self.root / "deployment.json"
+
+
+def _by_area(said: dict[str, str]) -> dict[Area, str]:
+    return {area: str(said[area]) for area in AREAS if area in said}
 
 
 def default_home() -> Home:

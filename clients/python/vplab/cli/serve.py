@@ -1,5 +1,9 @@
 """``vplab serve``: all services, or the named ones, until told to stop."""
 
+import os
+import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -57,9 +61,11 @@ def serve(
     where = where_of(context)
     addresses = {area: _address(area, host, port_base, uds) for area in areas}
     known = {area: _address(area, host, port_base, uds) for area in AREAS} | where.named()
+    folder = None if uds is not None or _uses_tls() else Path(tempfile.mkdtemp(prefix="vplab-"))
     deployment = LocalDeployment(
         home=where.home,
         addresses=addresses,
+        sockets={} if folder is None else {area: f"unix:{folder / area}.sock" for area in areas},
         others={area: known[area] for area in AREAS if area not in areas},
         metrics_ports={area: port_base + METRICS_OFFSET + AREAS.index(area) for area in areas} if metrics else {},
         metrics_host=host if metrics and uds is None else None,
@@ -70,6 +76,9 @@ def serve(
         return run_async(_serve(deployment, json_file, is_whole=len(areas) == len(AREAS)))
     except KeyboardInterrupt:
         return ExitCode.OK  # being told to stop is how serving ends
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _serve(deployment: LocalDeployment, json_file: Path | None, *, is_whole: bool) -> None:
@@ -88,6 +97,7 @@ async def _serve(deployment: LocalDeployment, json_file: Path | None, *, is_whol
                     "services": {
                         area: {
                             "address": address,
+                            "socket": deployment.sockets.get(area),
                             "metrics_port": deployment.metrics_ports.get(area),
                             "pid": deployment.pids()[area],
                         }
@@ -111,6 +121,11 @@ def _show(deployment: LocalDeployment, started_s: float) -> None:
     for area, address in deployment.addresses.items():
         results.print(f"export VPLAB_{area.upper()}_ADDRESS={address}", style="dim")
     messages.print(f"healthy after {started_s:.1f} s; data is in {deployment.home.root}; Ctrl-C stops", style="green")
+
+
+def _uses_tls() -> bool:
+    """Say whether certificates are set: they name hosts, so callers then keep to host and port."""
+    return any(re.fullmatch(r"VPLAB_(\w+_)?TLS_\w+", name) and value for name, value in os.environ.items())
 
 
 def _areas(names: list[str]) -> tuple[Area, ...]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import typer
@@ -31,6 +31,8 @@ class ReplicaStatus:
     """``serving``, ``not_serving`` or ``unreachable``."""
     info: ServerInfo | None
     problem: str = ""
+    socket: str = ""
+    """``unix:/path`` where it listens besides, if it was started on this machine."""
 
 
 @verb
@@ -45,16 +47,17 @@ def status(context: typer.Context, json_file: JsonFile = None) -> ExitCode:
 
 
 async def _status(where: Where, json_file: Any) -> ExitCode:
-    addresses = where.named()
+    addresses, sockets = where.named(), dict[Area, str]()
     if not addresses:
         deployment = where.home.running()
         if deployment is None:
             raise Unavailable(f"nothing is running from {where.home.root}; start the services with: vplab serve")
-        addresses = deployment.addresses
+        addresses, sockets = deployment.addresses, deployment.sockets
     targets = [(area, target) for area in AREAS if area in addresses for target in await _replicas(addresses[area])]
-    replicas = await asyncio.gather(*(_ask(area, target) for area, target in targets))
-    _show(list(replicas))
-    write_json(json_file, _figures(list(replicas)))
+    asked = await asyncio.gather(*(_ask(area, target) for area, target in targets))
+    replicas = [replace(replica, socket=sockets.get(replica.area, "")) for replica in asked]
+    _show(replicas)
+    write_json(json_file, _figures(replicas))
     return ExitCode.OK if all(replica.health == "serving" for replica in replicas) else ExitCode.PARTLY_FAILED
 
 
@@ -93,7 +96,8 @@ def _show(replicas: list[ReplicaStatus]) -> None:
     )
     for replica in replicas:
         style = {"serving": "green", "not_serving": "yellow"}.get(replica.health, "red")
-        table.add_row(replica.area, replica.address, f"[{style}]{replica.health}[/]", *_cells(replica.info))
+        address = "\n".join(filter(None, (replica.address, replica.socket)))
+        table.add_row(replica.area, address, f"[{style}]{replica.health}[/]", *_cells(replica.info))
     results.print(table)
     for replica in replicas:
         if replica.problem:
@@ -124,6 +128,7 @@ def _replica_figures(replica: ReplicaStatus) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "service": replica.area,
         "address": replica.address,
+        "socket": replica.socket,
         "health": replica.health,
         "problem": replica.problem,
     }

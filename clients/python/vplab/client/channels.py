@@ -8,6 +8,7 @@ import grpc.aio
 
 from vplab.client.options import Area, ClientOptions, TlsOptions
 from vplab.errors import InvalidInput
+from vplab.wire.unix_sockets import unix_path
 
 _USER_AGENT = "vplab-python"
 
@@ -21,8 +22,9 @@ def open_channel(area: Area, address: str, options: ClientOptions) -> grpc.aio.C
     """Open a channel; nothing connects before the first call.
 
     address: ``host:port``, ``unix:/path``, or any target that gRPC resolves, such as ``dns:///host:port``.
-    Raises InvalidInput for a certificate or key that cannot be read.
+    Raises InvalidInput for a certificate or key that cannot be read, or a socket whose path is too long.
     """
+    unix_path(address, field=area)
     arguments = [
         ("grpc.service_config", service_config(area)),
         ("grpc.enable_retries", 1),
