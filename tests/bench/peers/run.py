@@ -1,7 +1,7 @@
 """One run of all servers of the comparison under the same load, and the bare loop beside them.
 
-``python tests/bench/peers/run.py --out OUT`` measures, server after server and the whole of it ``--rounds`` times:
-clicks and embeddings at every concurrency; then, for our services alone, clicks beside bulk work and how costs grow,
+``python tests/bench/peers/run.py --out OUT`` measures clicks and embeddings, at every concurrency one server after the
+other, and the whole of it ``--rounds`` times; then, for our services alone, clicks beside bulk work and how costs grow,
 which are ``vplab bench --beside precompute`` and ``--growth all``. It writes OUT/peers.json and OUT/peers.md, and with
 ``--readme`` the tables into this folder's README and their summary into the README of the project.
 """
@@ -13,9 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from report import BARE, summary_of, tables_of
 from servers import ROOT, SERVERS, Form, Server, cpu_seconds, digest_of, free_port
 from work import Click, Mask, Work
@@ -83,7 +87,7 @@ def parse() -> argparse.Namespace:
 
 
 class Comparison:
-    """Measures every server and the bare loop, round after round, and writes what it has after each step."""
+    """Measures every server and the bare loop in turns, and writes what it has after each."""
 
     def __init__(self, arguments: argparse.Namespace, report: Row, path: Path) -> None:
         self._arguments = arguments
@@ -95,54 +99,83 @@ class Comparison:
         self._pythons = {name: python_of(name, venvs) for name in arguments.servers}
 
     def run(self) -> None:
-        """Find each server's best form, then measure in rounds: whatever drifts, drifts for all."""
-        names, works = self._arguments.servers, self._arguments.works
-        forms = {(name, work): self._best_form(name, work) for name in names for work in works}
-        self._report["forms"] = {f"{name}, {work}": str(form) for (name, work), form in forms.items()}
+        """Measure one work after the other."""
+        for work in self._arguments.works:
+            forms = {name: self._best_form(name, work) for name in self._arguments.servers}
+            self._report["forms"] |= {f"{name}, {work}": str(form) for name, form in forms.items()}
+            with ExitStack() as stack:
+                running = [stack.enter_context(self._serving(name, form, work)) for name, form in forms.items()]
+                self._measure_in_turns(work, running)
+
+    def _measure_in_turns(self, work: str, running: "list[Running]") -> None:
+        """Measure every server and the bare loop within the same minute, at each concurrency, in every round.
+
+        All servers run all the time, and all but one are idle: what the machine does besides drifts within minutes.
+        """
         for number in range(self._arguments.rounds):
-            for work in self._arguments.works:
-                self._add(number, measure_bare(work, self._arguments))
-                for name in self._arguments.servers:
-                    form, seconds = forms[name, work], self._arguments.seconds
-                    self._add(number, self._measure(name, form, work, self._arguments.concurrency, seconds))
+            for concurrency in self._arguments.concurrency:
+                slot = {"round": number, "slot": concurrency}
+                rows = measure_bare(work, self._arguments)
+                for one in running:
+                    row = one.measure(concurrency, self._arguments.seconds, self._arguments.warm_up)
+                    rows.append({**row, "work": work})
+                    show(rows[-1])
+                self._report["rows"] += [{**row, **slot} for row in rows]
+                self._path.write_text(json.dumps(self._report, indent=1) + "\n")
 
     def _best_form(self, name: str, work: str) -> Form:
         """Return the form in which a server answers most calls, each tried for a short while."""
         forms = SERVERS[name].forms
         if len(forms) == 1:
             return forms[0]
-        seconds = self._arguments.probe_seconds
-        rates = {
-            form: self._measure(name, form, work, [PROBE_CALLERS], seconds)[0]["throughput_per_s"] for form in forms
-        }
+        rates = {}
+        for form in forms:
+            with self._serving(name, form, work) as running:
+                row = running.measure(PROBE_CALLERS, self._arguments.probe_seconds, self._arguments.warm_up)
+            show({**row, "work": work})
+            rates[form] = row["throughput_per_s"]
         return max(rates, key=rates.__getitem__)
 
-    def _measure(self, name: str, form: Form, work: str, concurrency: list[int], seconds: float) -> list[Row]:
-        """Start a server, compare its masks with the bare loop's, and measure it."""
+    @contextmanager
+    def _serving(self, name: str, form: Form, work: str) -> "Iterator[Running]":
+        """Start a server, compare its masks with the bare loop's, and connect a load generator."""
         server = SERVERS[name](free_port(), form, self._pythons[name])
-        rows = []
         with server.running(self._arguments.out / name, self._pictures) as process:
             agreement = check_masks(server, self._pictures, self._expected)
-            is_click = work == "click"
-            target = server.clicks() if is_click else server.embeddings()
-            make = server.click_requests if is_click else server.embed_requests
-            with Generators(target, make(self._pictures)) as generators:
-                for number in concurrency:
-                    cpu_s, began = cpu_seconds(process), time.monotonic()
-                    samples, is_whole = generators.run(Step(number, seconds, self._arguments.warm_up))
-                    if not is_whole:
-                        raise KeyboardInterrupt
-                    found = figures(samples)
-                    cpu_s = (cpu_seconds(process) - cpu_s) / (time.monotonic() - began)
-                    rate = found["throughput_per_s"]
-                    row = {"server": name, "form": str(form), "work": work, "concurrency": number, **found}
-                    rows.append({**row, "mask_iou_min": agreement, "cpu_s_per_item": cpu_s / rate if rate else None})
-                    show(rows[-1])
-        return rows
+            if work == "click":
+                target, requests = server.clicks(), server.click_requests(self._pictures)
+            else:
+                target, requests = server.embeddings(), server.embed_requests(self._pictures)
+            with Generators(target, requests) as generators:
+                yield Running(server, process, generators, agreement)
 
-    def _add(self, number: int, rows: list[Row]) -> None:
-        self._report["rows"] += [{**row, "round": number} for row in rows]
-        self._path.write_text(json.dumps(self._report, indent=1) + "\n")
+
+@dataclass(frozen=True)
+class Running:
+    """A server that waits for calls, and the generator that makes them."""
+
+    server: Server
+    process: psutil.Process
+    generators: Generators
+    mask_iou_min: float
+
+    def measure(self, concurrency: int, seconds: float, warm_up_s: float) -> Row:
+        """Measure so many callers."""
+        cpu_s, began = cpu_seconds(self.process), time.monotonic()
+        samples, is_whole = self.generators.run(Step(concurrency, seconds, warm_up_s))
+        if not is_whole:
+            raise KeyboardInterrupt
+        found = figures(samples)
+        cpu_s = (cpu_seconds(self.process) - cpu_s) / (time.monotonic() - began)
+        rate = found["throughput_per_s"]
+        return {
+            "server": self.server.name,
+            "form": str(self.server.form),
+            "concurrency": concurrency,
+            **found,
+            "mask_iou_min": self.mask_iou_min,
+            "cpu_s_per_item": cpu_s / rate if rate else None,
+        }
 
 
 def python_of(name: str, folder: Path) -> Path:
