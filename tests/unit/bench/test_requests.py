@@ -48,7 +48,8 @@ def test_a_stream_is_what_went_into_it() -> None:
     assert split_stream(stream_body(messages)) == messages
 
 
-def test_pictures_have_clicks_on_their_defects() -> None:
-    for picture in make_pictures(3, 128, num_points=5, seed=4):
-        assert decode_image(picture.data).shape == (128, 128, 3)
+@pytest.mark.parametrize("side", [128, 1100])
+def test_pictures_have_clicks_on_their_defects(side: int) -> None:
+    for picture in make_pictures(2, side, num_points=5, seed=4):
+        assert decode_image(picture.data).shape == (side, side, 3)
         assert all(picture.mask[int(y), int(x)] for x, y in picture.points_xy)

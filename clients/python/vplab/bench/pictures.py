@@ -20,6 +20,10 @@ class Picture:
     """(H, W) where the defects are."""
 
 
+_LARGEST_DRAWN = 1024
+"""Larger images are mirrored from ones of this side: drawing takes a minute for 4096 pixels, and their detail is equal."""
+
+
 def make_pictures(num_images: int, side_px: int, num_points: int, seed: int = 0) -> list[Picture]:
     """Return square images of JPEG quality 90 and points on their defects, drawn from a seed.
 
@@ -27,11 +31,15 @@ def make_pictures(num_images: int, side_px: int, num_points: int, seed: int = 0)
     """
     rng = np.random.default_rng(seed)
     found = []
-    for image in synthesize_inspection_set(num_images, (side_px, side_px), "patch", seed):
-        rows, columns = np.nonzero(image.mask)
+    drawn_px = min(side_px, _LARGEST_DRAWN)
+    more = (0, side_px - drawn_px)
+    for image in synthesize_inspection_set(num_images, (drawn_px, drawn_px), "patch", seed):
+        pixels = np.pad(image.image_rgb, (more, more, (0, 0)), mode="symmetric")
+        mask = np.pad(image.mask, (more, more), mode="symmetric")
+        rows, columns = np.nonzero(mask)
         chosen = rng.integers(len(rows), size=num_points)
         file = io.BytesIO()
-        Image.fromarray(image.image_rgb).save(file, format="JPEG", quality=90)
+        Image.fromarray(pixels).save(file, format="JPEG", quality=90)
         points = tuple((float(columns[i]), float(rows[i])) for i in chosen)
-        found.append(Picture(file.getvalue(), points, image.mask))
+        found.append(Picture(file.getvalue(), points, mask))
     return found
