@@ -21,7 +21,7 @@ class Picture:
 
 
 _LARGEST_DRAWN = 1024
-"""Larger images are mirrored from ones of this side: drawing takes a minute for 4096 pixels, and their detail is equal."""
+"""Larger images are mirrored from ones of this side, which have the same detail: drawing 4096 pixels takes a minute."""
 
 
 def make_pictures(num_images: int, side_px: int, num_points: int, seed: int = 0) -> list[Picture]:
