@@ -4,8 +4,9 @@ Two things are to be the same: a row of zeros and the decoder's own graph, and a
 into torch's decoder. Rows are in half precision, so the adapters compared are too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from vplab.vision.specs import EncoderSpec, SegmenterSpec
 
 PARITY_FILE = "bank_parity.json"
 _NUM_ADAPTERS = 3
+_PART = 6
+"""Prompts decoded together."""
 _DISTURBANCE = 0.05
 """How far the compared adapters are from untrained ones, in standard deviations; trained ones are nearer."""
 
@@ -86,7 +89,7 @@ def write_bank(
 def compare_bank(
     decoder: PromptDecoder, folder: Path, spec: SegmenterSpec, pictures: EncodedPictures, seed: int = 0
 ) -> list[ParityCase]:
-    """Decode points, boxes and mask inputs on all pictures in one call, as bases and with adapters mixed."""
+    """Decode points, boxes and mask inputs on all pictures, several in a call, as bases and with adapters mixed."""
     assert spec.adapter_bank is not None
     bank, plain = open_graph(folder / spec.adapter_bank.graph), open_graph(folder / spec.graph)
     layout = BankLayout.from_json(bank.get_modelmeta().custom_metadata_map[LAYOUT_KEY])
@@ -107,13 +110,14 @@ def compare_bank(
             prompts = [replace(p, low_res_logits=e) for p, e in zip(prompts, earlier[:, 0], strict=True)]
         tokens = [prompt_tokens(p, transform, spec) for p, transform in zip(prompts, transforms, strict=True)]
         feed = graph_inputs(pictures.embeddings, image_index, tokens, spec)
-        base: Answers = tuple(plain.run(list(OUTPUT_NAMES), feed))
+        base = _in_parts(partial(plain.run, list(OUTPUT_NAMES)), feed)
         earlier = base[0] if earlier is None else earlier
         for what, index, expected in (
             ("base", bases, base),
             ("adapters mixed", mixed, _merged_answers(merged, feed, mixed - 1)),
         ):
-            actual = tuple(bank.run(list(OUTPUT_NAMES), feed | {BANK_INPUT: rows, INDEX_INPUT: index}))
+            banked = feed | {BANK_INPUT: rows, INDEX_INPUT: index}
+            actual = _in_parts(partial(bank.run, list(OUTPUT_NAMES)), banked)
             num_tokens = len(tokens[0].labels)
             cases.append(logit_case(f"{what}, {name}", sizes_hw, num_tokens, actual, expected, spec.mask_threshold))
     return cases
@@ -129,6 +133,16 @@ def random_adapter(
     row = layout.row({name: value + random.normal(0, _DISTURBANCE, value.shape) for name, value in state.items()})
     adapted.load_adapter_state({name: torch.from_numpy(value) for name, value in layout.state(row).items()})
     return adapted.eval(), row
+
+
+def _in_parts(run: Callable[[dict[str, Any]], Sequence[FloatArray]], feed: dict[str, Any]) -> Answers:
+    """Run a graph on a few prompts at a time: twenty of SAM's would take gigabytes."""
+    num_prompts = len(feed["image_index"])
+    parts = [
+        run({name: v if name in (BANK_INPUT, "image_embedding") else v[i : i + _PART] for name, v in feed.items()})
+        for i in range(0, num_prompts, _PART)
+    ]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def _merged_answers(merged: Sequence[torch.nn.Module], feed: dict[str, Any], index: NDArray[np.int64]) -> Answers:
