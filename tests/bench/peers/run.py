@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="measured at each concurrency")
     parser.add_argument("--warm-up", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--probe-seconds", type=float, default=5.0, help="for each form that a peer may take")
+    parser.add_argument("--probe-seconds", type=float, default=5.0, help="for each form of a peer; 0 takes the first")
     parser.add_argument("--venvs", type=Path, help="folder of the peers' virtual environments; else OUT/venvs")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
@@ -126,7 +126,7 @@ class Comparison:
     def _best_form(self, name: str, work: str) -> Form:
         """Return the form in which a server answers most calls, each tried for a short while."""
         forms = SERVERS[name].forms
-        if len(forms) == 1:
+        if len(forms) == 1 or not self._arguments.probe_seconds:
             return forms[0]
         rates = {}
         for form in forms:

@@ -51,6 +51,25 @@ async def test_somebodys_registry_is_searched_and_not_written(tmp_path: Path) ->
             await adapters(site, serving.address, "3", is_own=False)
 
 
+async def test_a_prompt_set_in_somebodys_registry_is_deleted_afterwards(tmp_path: Path) -> None:
+    async with tiny_site(tmp_path) as (site, serving):
+
+        def publish_and_leave() -> tuple[str, list[str], list[str]]:
+            address, registry = serving.address, site.registry_address
+            with Client(segmentation=address, registry=registry, options=ClientOptions()) as client:
+                prepared = Site(client, Called(client.addresses, ClientOptions()), is_own=False)
+                name = prepared.prompt_set(PICTURES)
+                num_references = len(client.segmentation.get_prompt_set(name).references)
+                assert num_references == len(PICTURES)
+                not_deleted = prepared.close()
+                return name, not_deleted, [found.name for found in client.registry.list_artifacts(kind="prompt_set")]
+
+        name, not_deleted, left = await asyncio.to_thread(publish_and_leave)
+        assert name.startswith("artifacts/bench-")
+        assert not_deleted == []
+        assert left == []
+
+
 @pytest.fixture(scope="module")
 def banked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_banked_sam(tmp_path_factory.mktemp("models"))
