@@ -77,7 +77,8 @@ class DeviceQueue(Generic[Item, Result]):
     ``run`` gets 1 to ``max_batch_size`` items of one class and of equal ``batch_key`` and returns as many results in
     the same order; a result that is an Exception instance is raised for its item alone, an exception raised by ``run``
     for all of them. A batch that is not full waits until its first item is ``max_wait_s`` old. ``capacity`` bounds the
-    items that wait. ``num_threads`` is how many batches run at a time, for a ``run`` that may be called so.
+    items that wait. ``num_threads`` is how many batches run at a time, for a ``run`` that may be called so; none takes
+    more than its share of what waits.
 
     ``num_background_threads``: the class BATCH gets a queue and threads of its own, which give way to everything else
     on the machine. For a CPU: nobody has to wait there for a run of BATCH to end, in this process or another.
@@ -291,7 +292,10 @@ class DeviceQueue(Generic[Item, Result]):
         waiting = self._waiting[priority]
         first = waiting.first()
         assert first is not None, "the class has something that waits"
-        return [first] if self._max_batch_size == 1 else waiting.next_of(first.key, self._max_batch_size)
+        # A thread that took all that waits would leave the others without work.
+        share = -(-len(waiting) // len(self._threads))
+        most = min(self._max_batch_size, share)
+        return [first] if most == 1 else waiting.next_of(first.key, most)
 
     def _wait_s(self, batch: Sequence[_Place[Item, Result]], now: float) -> float:
         if len(batch) >= self._max_batch_size or self._is_closing or not self._max_wait_s:

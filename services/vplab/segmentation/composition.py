@@ -9,7 +9,7 @@ from typing import Any
 from vplab.api.segmentation.v1 import segmentation_service_pb2_grpc as pb_grpc
 from vplab.runtime.background import Background
 from vplab.runtime.graph_sessions import serves_side_by_side
-from vplab.runtime.onnx_session import OnnxSettings, num_cores, runs_on_cpu
+from vplab.runtime.onnx_session import OnnxSettings, num_cores
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
 from vplab.segmentation.adapters import Adapters
@@ -28,7 +28,6 @@ from vplab.segmentation.workers import Workers
 from vplab.vision.images import ImageLimits
 
 SERVICE_NAME = "vplab.api.segmentation.v1.SegmentationService"
-_GPU_BATCH = 4
 # Room in a message for everything that is not logits.
 _MESSAGE_MARGIN_BYTES = 4 << 20
 
@@ -70,7 +69,7 @@ async def open_segmentation(
             decode_batch,
             name="decoder",
             capacity=config.queue_capacity,
-            max_batch_size=config.max_batch_size or (1 if runs_on_cpu(_onnx(config)) else _GPU_BATCH),
+            max_batch_size=config.max_batch_size,
             max_wait_s=config.max_batch_wait_s,
             batch_key=lambda item: item.batch_key,
             num_threads=at_once,

@@ -72,9 +72,8 @@ class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
     """Threads of one run on the CPU; 0 lets ONNX Runtime take one per physical core."""
     queue_capacity: Count = 256
     """Decoder calls that may wait for the device."""
-    max_batch_size: Count | None = None
-    """Decoder calls, of up to 32 prompts each, that share one run; unset is 4 on a GPU and 1 on the CPU, where calls run
-    side by side: one that took all that wait would leave the other cores idle."""
+    max_batch_size: Count = 4
+    """Decoder calls, of up to 32 prompts each, that share one run."""
     max_batch_wait_s: SecondsOrZero = 0.0
     """How long a call waits for others to share its run."""
     worker_threads: Count = min(4, os.cpu_count() or 1)

@@ -189,6 +189,18 @@ async def test_several_batches_run_at_a_time_where_that_is_allowed():
         assert await asyncio.gather(*tasks) == [1, 2, 3]
 
 
+async def test_a_batch_leaves_the_other_threads_their_share():
+    device = Device()
+    async with open_queue(device, num_threads=2, max_batch_size=4) as queue:
+        tasks = await begin(queue, 1, 2)
+        await device.wait_begun()
+        await device.wait_begun()
+        tasks += await begin(queue, 3, 4, 5, 6)
+        device.let_go(6)
+        await asyncio.gather(*tasks)
+    assert [len(batch) for batch in device.batches[:3]] == [1, 1, 2]
+
+
 async def test_what_nobody_waits_for_has_threads_of_its_own_that_give_way():
     device, ways = Device(), []
     device.answer = lambda item: ways.append((item, gives_way())) or item
