@@ -4,12 +4,14 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vplab.runtime import graph_sessions, onnx_session
 from vplab.runtime.giving_way import give_way, gives_way
 from vplab.runtime.graph_sessions import GraphSessions, open_sessions, serves_side_by_side
-from vplab.runtime.onnx_session import OnnxSettings, num_cores
+from vplab.runtime.onnx_session import OnnxSettings, num_cores, releasing_run
+from vplab.runtime.server_info import resident_memory_bytes
 
 
 def in_thread(work):
@@ -99,6 +101,27 @@ def test_large_graphs_are_loaded_once(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "large.onnx.data").write_bytes(b"0" * 91)
     assert open_sessions(tmp_path / "large.onnx", settings).num_sessions == 1
     assert opened == [4, 1, 4]
+
+
+def test_versions_that_come_and_go_leave_no_memory_behind(tmp_path: Path):
+    onnx = pytest.importorskip("onnx", reason="making a graph needs the training extra")
+    side = 2000  # 15 MiB of weights
+    weights = onnx.numpy_helper.from_array(np.ones((side, side), np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["B", side]) for name in ("x", "y"))
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
+    graph = onnx.helper.make_graph(nodes, "product", [x], [y], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    (tmp_path / "product.onnx").write_bytes(model.SerializeToString())
+    settings = OnnxSettings(providers=("cpu",), intra_op_threads=2)
+    sizes = []
+    for batch in (1, 300, 20) * 10:
+        sessions = open_sessions(tmp_path / "product.onnx", settings)
+        releasing_run(sessions.wide, ["y"], {"x": np.ones((1, side), np.float32)})
+        with sessions.turn() as session:
+            session.run(None, {"x": np.ones((batch, side), np.float32)})
+        del sessions, session
+        sizes.append(resident_memory_bytes())
+    assert max(sizes[-6:]) - max(sizes[6:12]) < 15e6
 
 
 def test_one_core_or_a_gpu_serves_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch):
