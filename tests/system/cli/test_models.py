@@ -24,7 +24,7 @@ from vplab.training.models import catalogue
 pytestmark = pytest.mark.slow
 
 WRITE = "import sys; from pathlib import Path; from fakes.sam_checkpoints import write_sam_checkpoint as write; " + (
-    "write(Path(sys.argv[1]), seed=int(sys.argv[2]))"
+    "write(Path(sys.argv[1]), seed=int(sys.argv[2]), input_size=256)"
 )
 
 
