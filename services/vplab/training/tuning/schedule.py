@@ -13,12 +13,8 @@ LEFT_OUT_SHARE = 0.4
 MAX_LEFT_OUT = 6
 """Images a fold leaves out: two of five, and at most these, since each check measures them all. One image alone
 says too little: the gain on it and that on new images hardly agree."""
-TOLERANCE = 0.005
-"""What is measured last is preferred within this much of the best gain."""
 MIN_GAIN = 0.004
 """What gains less than this on the images left out is not worth a change: the base stays."""
-LOSS_WEIGHT = 2.0
-"""A kind of prompt that got worse counts so many times, so that boxes do not pay for better proposals."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +57,21 @@ def candidates_at(step: int, options: TuningOptions) -> list[Candidate]:
 
 
 def choose(curve: Sequence[tuple[Candidate, TuningMetrics]]) -> Candidate:
-    """Return the last candidate whose gain on the first, which is the base, is within TOLERANCE of the best gain.
-
-    So of what gains alike the most steps are taken, and of them the largest share. Where nothing gains MIN_GAIN the
-    base is returned.
-    """
-    gains = [(candidate, gain(metrics, curve[0][1])) for candidate, metrics in curve]
-    best = max(value for _, value in gains)
-    if best < MIN_GAIN:
-        return curve[0][0]
-    return [candidate for candidate, value in gains if value >= max(best - TOLERANCE, MIN_GAIN)][-1]
+    """Return the candidate that gains most on the first, which is the base; the base where nothing gains MIN_GAIN."""
+    base, before = curve[0]
+    best, after = max(curve, key=lambda measured: gain(measured[1], before))
+    return best if gain(after, before) >= MIN_GAIN else base
 
 
 def gain(after: TuningMetrics, before: TuningMetrics) -> float:
-    """Return the mean gain in IoU over the kinds of prompts, losses weighing LOSS_WEIGHT."""
+    """Return the mean gain in IoU over the kinds of prompts that both measured."""
     pairs = (
         (after.box_iou, before.box_iou),
         (after.point_iou, before.point_iou),
         (after.proposal_iou, before.proposal_iou),
     )
     changes = [new - old for new, old in pairs if new is not None and old is not None]
-    return sum(change if change > 0 else LOSS_WEIGHT * change for change in changes) / len(changes)
+    return sum(changes) / len(changes)
 
 
 def mean_metrics(metrics: Sequence[TuningMetrics]) -> TuningMetrics:

@@ -97,7 +97,7 @@ class TuningOptions:
     """How often a run measures the validation IoU."""
     shares: tuple[float, ...] = (0.5, 0.75, 1.0)
     """Shares of what all steps changed that are measured: part of the way back to the base often keeps the gain and
-    undoes the harm. Of equally good ones the last is taken; more images than a fold has bear a larger share."""
+    undoes the harm."""
     unchecked_share: float = 0.75
     """Share that is taken where there is no image to measure on."""
     checkpoint_every: int = 10
