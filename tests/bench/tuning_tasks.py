@@ -278,7 +278,7 @@ def _matched(served: ServedDecoder, view: EmbeddedView, bank: ClassBank) -> NDAr
         TargetPatches.of([view.patches]),
         served,
         MatchOptions(max_points=MAX_POINTS, presence_threshold=bank.presence_threshold),
-        SegmentOptions(refines=served.spec.prompt_raster is None),
+        SegmentOptions(refines=served.spec.refines),
     )
     return found.mask(view.transform.original_hw)
 

@@ -151,7 +151,7 @@ class SegmentationCore:
         tile_side = options.tile_side or 0
         target = await self._targets.open(image, image_encoder, feature_encoder, tile_side, wants_colours=wants_colours)
         embedded = time.monotonic()
-        refines = self._refines == "always" or (self._refines == "auto" and spec.prompt_raster is None)
+        refines = self._refines == "always" or (self._refines == "auto" and spec.refines)
         work = _Work(prompt_set, references, target, options, refines)
         async with self._decoder(version, adapter) as graph:
             decoder = QueueDecoder(self._queue, spec, graph, image_encoder.spec.preprocessing, target, urgency)

@@ -271,7 +271,9 @@ def _session(graph: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    # Fused, it is slower on a CPU (ONNX Runtime 1.31).
+    slow = ["SkipLayerNormFusion"]
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=slow)
 
 
 def _has_digest(path: Path, sha256: str) -> bool:

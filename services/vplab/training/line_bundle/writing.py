@@ -108,7 +108,7 @@ def write_bundle(
         "graphs": graphs,
         "embedding_precision": _PRECISION,
         # The segmentation service's rule: what draws prompts as a raster gains nothing from a second pass.
-        "options": options | {"refines": spec.prompt_raster is None},
+        "options": options | {"refines": spec.refines},
         "classes": [
             {
                 "class_id": int(c["class_id"]),
