@@ -94,8 +94,9 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
 
     def SegmentImage(self, request: Any, context: grpc.ServicerContext) -> Any:
         with refusing(context):
-            self.before_segment(request.image.encoded)
-            pixels = decode(request.image.encoded)
+            _, data = self._image(request.image)
+            self.before_segment(data)
+            pixels = decode(data)
             with self._lock:
                 self.num_segmented += 1
                 self.adapters_asked.append(request.adapter)
