@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from vplab.bench.generators import Generators
 from vplab.bench.load import Step
 from vplab.bench.measuring import Measuring, Row, Stopped
+from vplab.bench.names import BulkName
 from vplab.bench.pictures import Picture
 from vplab.bench.requests import Requests, unique_jpeg
 from vplab.bench.samples import figures
@@ -16,8 +16,6 @@ from vplab.bench.site import Site
 from vplab.bench.stages import read_series
 from vplab.bench.works import Work
 
-BulkName = Literal["precompute", "stream"]
-BULKS: tuple[BulkName, ...] = get_args(BulkName)
 _CALLERS = 8
 """Images in flight: more than a machine works on at once."""
 _PROBE_S = 2.0

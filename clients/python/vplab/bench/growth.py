@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from vplab.bench.measuring import Measuring, Row
+from vplab.bench.names import AxisName
 from vplab.bench.pictures import make_pictures
 from vplab.bench.site import Site
 from vplab.bench.works import Work
 
-AxisName = Literal["objects", "images", "references", "image-size", "embed-size", "adapters"]
-AXES: tuple[AxisName, ...] = get_args(AxisName)
 _ADAPTER_CALLERS = 4
 """Enough that calls with different adapters wait for each other."""
 

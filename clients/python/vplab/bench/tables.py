@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any
 
 from vplab.bench.growth import straight_line
+from vplab.bench.names import SECTIONS
 
 Row = Mapping[str, Any]
 _MAX_STAGES = 12
@@ -55,7 +56,7 @@ def ratio_beside(rows: Sequence[Row]) -> float | None:
 
 
 def _rows(report: Row) -> Iterator[Row]:
-    for section in ("sweep", "arrivals", "beside", "growth"):
+    for section in SECTIONS:
         yield from report.get(section, ())
 
 

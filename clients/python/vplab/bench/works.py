@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -10,18 +10,12 @@ from vplab.api.embedding.v1 import embedding_service_pb2 as embedding_pb
 from vplab.api.segmentation.v1 import segmentation_service_pb2 as segmentation_pb
 from vplab.api.vision.v1 import vision_pb2
 from vplab.bench.grpc_calls import GrpcCalls, split_stream, stream_body
+from vplab.bench.names import WorkName
 from vplab.bench.pictures import Picture
 from vplab.bench.requests import Requests, unique_jpeg
 from vplab.client.options import Area, ClientOptions
 from vplab.wire.prompts import points_to_proto
 
-WorkName = Literal["click", "click-image", "embed", "segment"]
-WORKS: Mapping[WorkName, str] = {
-    "click": "clicks on images whose embeddings are cached, named by digest",
-    "click-image": "the same clicks with the image sent in each call",
-    "embed": "embedding of images that nobody has seen",
-    "segment": "segmentation by a prompt set of images that nobody has seen",
-}
 AREA_OF: Mapping[WorkName, Area] = {
     "click": "segmentation",
     "click-image": "segmentation",

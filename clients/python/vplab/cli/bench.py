@@ -6,10 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from vplab.bench.beside import BULKS
-from vplab.bench.growth import AXES
-from vplab.bench.works import WORKS
-from vplab.cli.bench_run import BenchRun, Plan
+from vplab.bench.names import AXES, BULKS, SECTIONS, WORKS
 from vplab.cli.exit_codes import ExitCode
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.running import verb
@@ -86,6 +83,8 @@ def bench(
 
     Example: vplab bench --out ./speed --concurrency 1,4,16 --rate 5,20 --beside precompute
     """
+    from vplab.cli.bench_run import BenchRun, Plan  # the load generator, which no other verb needs
+
     plan = Plan(
         work=_name(work, tuple(WORKS), "--work"),
         concurrency=_concurrency(concurrency, is_default=not (rate or beside or growth)),
@@ -157,4 +156,4 @@ def _rates(text: str | None) -> tuple[float, ...]:
 
 
 def _has_failures(report: dict[str, Any]) -> bool:
-    return any(row["errors"] for section in ("sweep", "arrivals", "beside", "growth") for row in report[section])
+    return any(row["errors"] for section in SECTIONS for row in report[section])

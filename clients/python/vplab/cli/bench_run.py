@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vplab.bench.beside import Bulk, BulkName, clicks_beside
-from vplab.bench.growth import AxisName, axes_of, grow
+from vplab.bench.beside import Bulk, clicks_beside
+from vplab.bench.growth import axes_of, grow
 from vplab.bench.measuring import Measuring, Row, Stopped
+from vplab.bench.names import SECTIONS, WORKS, AxisName, BulkName, WorkName
 from vplab.bench.pictures import Picture, make_pictures
 from vplab.bench.plot import plot_rows
 from vplab.bench.site import Site
 from vplab.bench.tables import notes_of, ratio_beside, stage_table, tables_of
-from vplab.bench.works import AREA_OF, WORKS, Called, Work, WorkName
+from vplab.bench.works import AREA_OF, Called, Work
 from vplab.cli.connection import Where
 from vplab.cli.deployment import needed_by
 from vplab.cli.home import Home
@@ -28,7 +29,6 @@ from vplab.client.options import Area, ClientOptions
 from vplab.errors import InvalidInput, ResourceExhausted, Unimplemented
 from vplab.evaluation.software import describe_software
 
-SECTIONS = ("sweep", "arrivals", "beside", "growth")
 _NUM_POINTS = 16
 
 
