@@ -23,7 +23,7 @@ import torch
 from main_job import COMMIT, write_between
 from tuning_tasks import DEVELOPMENT, TECHNICAL, Source, Task, base, digests, measure
 
-from vplab.training.tuning import losses, prompting, refining
+from vplab.training.tuning import losses, prompting
 from vplab.training.tuning.examples import build_examples
 from vplab.training.tuning.trainer import tune
 from vplab.training.tuning.values import TuningOptions
@@ -54,11 +54,11 @@ CHOICES = {
     "twice the rate": Choice(options={"learning_rate": 4e-3}),
     "BCE in full": Choice(constants={(losses, "ENTROPY_WEIGHT"): 1.0}),
     "other planes as in the foundation": Choice(constants={(losses, "OTHER_PLANES"): 0.05}),
-    "second pass from any first mask": Choice(constants={(refining, "MIN_FIRST_IOU"): 0.0}),
     "no proposals": Choice(constants={(prompting, "PROPOSAL_SHARE"): 0.0}),
     "no proposals on background": Choice(constants={(prompting, "FALSE_SHARE"): 0.0}),
     "one view": Choice(options={"num_views": 1}),
     "16 prompts a step, half the steps": Choice(options={"batch_size": 16, "num_steps": 15}),
+    "without mask head": Choice(spec=EPeftSpec(mask_head=None)),
     "without image context": Choice(spec=EPeftSpec(image_context=None)),
     "without IA3": Choice(spec=EPeftSpec(ia3=None)),
     "without prompt tokens": Choice(spec=EPeftSpec(prompt_tokens=None)),
@@ -129,7 +129,7 @@ def _is_of_these_models(value: Mapping[str, Any] | None) -> bool:
 def _tuned(task: Task, choice: Choice, shots: int, seed: int, *, stops_early: bool) -> dict[str, Any]:
     options = replace(TuningOptions.for_method(choice.method, shots), seed=seed, **choice.options)
     if not stops_early:
-        options = replace(options, num_folds=0, num_checks=1)
+        options = replace(options, num_folds=0, num_checks=1, unchecked_share=1.0)
     segmenter, references = base()[1], task.tuning_views(shots, 1, seed)
     adapted = adapt(base()[0], choice.spec or default_spec(choice.method), seed=seed)
     with _patched(choice.constants):

@@ -88,6 +88,13 @@ def test_an_option_of_zero_is_refused_by_name(name):
     assert caught.value.violations[0].field == f"options.{name}"
 
 
+@pytest.mark.parametrize("wrong", [{"shares": ()}, {"shares": (0.5, 0.0)}, {"unchecked_share": 1.5}])
+def test_shares_lie_between_the_base_and_what_was_trained(wrong):
+    with pytest.raises(InvalidInput) as caught:
+        TuningOptions(**wrong)
+    assert caught.value.violations[0].field == "options.shares"
+
+
 def test_each_part_of_an_ensemble_has_a_rate_of_its_own():
     options = TuningOptions.for_method("e_peft", 5)
     lora, ia3 = (options.rate_factor(f"{part}.layers.0.self_attn.q_proj.scale") for part in ("lora", "ia3"))

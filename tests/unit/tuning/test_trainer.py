@@ -49,6 +49,15 @@ def test_an_adapter_learns_and_leaves_its_base_alone():
     assert same(before, base.state_dict())
 
 
+def test_without_images_to_check_on_part_of_the_way_is_gone():
+    examples = examples_of(discs(2))
+    whole, part = (tune(WholeDecoder(), examples, SEGMENTER, replace(SHORT, unchecked_share=s)) for s in (1.0, 0.5))
+    initial = WholeDecoder().adapter_state()
+    assert part.chosen == (SHORT.num_steps, 0.5)
+    for name, value in part.adapter_state.items():
+        torch.testing.assert_close(value, (initial[name] + whole.adapter_state[name]) / 2)
+
+
 def test_equal_seeds_give_bit_identical_adapters_and_others_do_not():
     examples = examples_of(discs(3))
     options = replace(SHORT, num_folds=0)  # which would all end at the base, after so few steps

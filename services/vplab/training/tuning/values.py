@@ -113,6 +113,8 @@ class TuningOptions:
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidInput(f"{name} is above 0, not {getattr(self, name)}", field=f"options.{name}")
+        if not self.shares:
+            raise InvalidInput("there is no share to measure", field="options.shares")
         for share in (*self.shares, self.unchecked_share):
             if not 0 < share <= 1:
                 raise InvalidInput(f"a share is above 0 and at most 1, not {share}", field="options.shares")
