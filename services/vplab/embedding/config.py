@@ -52,7 +52,7 @@ class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
     gpu_memory_limit_bytes: Count | None = None
     """Most that one graph's activations take on the GPU; unset is no limit. A run that needs more fails."""
     intra_op_threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of one run on the CPU; 0 lets ONNX Runtime take one per physical core."""
+    """Threads of one run on the CPU; 0 means one for each core that the process may use."""
     queue_capacity: Count = 128
     """Images that may wait for the device. A preprocessed 1024-pixel image is 12 MiB."""
     max_batch_size: Count | None = None

@@ -6,8 +6,8 @@
 Memory. Without an arena the C library gives an encoder's activations back to the system after every run, and each run
 has its pages zeroed anew: a quarter more processor time. So activations live in arenas, which are kept small by these:
 
-- On the CPU one arena serves all sessions of a process (an environment allocator), because runs of the DeviceQueue take
-  turns: a second model needs no second set of activations. On CUDA each session has its own, bounded by
+- On the CPU one arena serves all sessions of a process (an environment allocator): as many sets of activations as there
+  are runs at a time, however many models there are. On CUDA each session has its own, bounded by
   ``gpu_memory_limit_bytes``; what exceeds the bound fails as that run's error. On the CPU there is no bound, since the
   container has one.
 - Both grow by what is asked for and not by powers of two.

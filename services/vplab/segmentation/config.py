@@ -69,7 +69,7 @@ class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
     gpu_memory_limit_bytes: Count | None = None
     """Most that one graph's activations take on the GPU; unset is no limit. A run that needs more fails."""
     intra_op_threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of one run on the CPU; 0 lets ONNX Runtime take one per physical core."""
+    """Threads of one run on the CPU; 0 means one for each core that the process may use."""
     queue_capacity: Count = 256
     """Decoder calls that may wait for the device."""
     max_batch_size: Count = 4
