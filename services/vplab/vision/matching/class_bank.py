@@ -23,7 +23,7 @@ _MIN_FULL_SHARE = 0.5
 _SINGLE_STEP = 0.4
 """Share of the way from background to foreground. More of it finds a class less often where it is, and less often where
 it is not; with one reference neither side can be had for nothing."""
-_TOP = 3
+TOP_PATCHES = 3
 """Patches whose mean similarity is the presence score: one alone would be at the mercy of noise."""
 
 
@@ -72,7 +72,7 @@ class ClassBank:
         themselves.
         """
         foreground, background = self.similarities(features)
-        winners = np.sort(foreground[foreground > background])[-_TOP:]
+        winners = np.sort(foreground[foreground > background])[-TOP_PATCHES:]
         return float(winners.mean()) if len(winners) else -1.0
 
 

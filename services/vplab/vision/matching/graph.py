@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vplab.vision.matching.class_bank import ClassBank
-from vplab.vision.matching.matcher import Match, MatchOptions
+from vplab.vision.matching.matcher import Match, MatchOptions, PatchScores
 from vplab.vision.matching.patches import TargetPatches
-from vplab.vision.matching.proposals import propose
+from vplab.vision.matching.proposals import patch_scores, propose
 
 
 class GraphMatcher:
@@ -19,10 +19,13 @@ class GraphMatcher:
 
     groups_masks = True
 
-    def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
-        prior = prior_map(bank, target.features)
+    def score(self, bank: ClassBank, features: NDArray[np.float32], options: MatchOptions) -> PatchScores:
+        prior = prior_map(bank, features)
         num_points = int(np.clip(prior.sum(), 1, options.max_points))
-        return propose(bank, target, options, prior, prior > 0, num_points)
+        return patch_scores(bank, features, prior, prior > 0, num_points)
+
+    def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
+        return propose(self.score(bank, target.features, options), target, options, bank.presence_threshold)
 
 
 def prior_map(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -26,6 +26,22 @@ class MatchOptions:
 
 
 @dataclass(frozen=True, eq=False)
+class PatchScores:
+    """What is known of one class before points are chosen, for every target patch (P,)."""
+
+    scores: NDArray[np.float32]
+    """The better, the sooner a point."""
+    candidates: NDArray[np.bool_]
+    """Which patches may be points."""
+    similarity: NDArray[np.float32]
+    """``Match.similarity``."""
+    mean_similarity: NDArray[np.float32]
+    """Product with the weighted mean of the foreground rows."""
+    presence_score: float
+    max_points: int
+
+
+@dataclass(frozen=True, eq=False)
 class Match:
     """Where one class seems to be on a target."""
 
@@ -51,6 +67,10 @@ class Matcher(Protocol):
     groups_masks: bool
     """Whether its points are many views of few objects, to be grouped by which mask covers which point."""
 
+    def score(self, bank: ClassBank, features: NDArray[np.float32], options: MatchOptions) -> PatchScores:
+        """Weigh patches (P, D). Raises InvalidInput when they are not as wide as the references'."""
+        ...
+
     def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
-        """Propose points. Raises InvalidInput when the target's features are not as wide as the references'."""
+        """Score a target's patches and propose points. Raises what ``score`` raises."""
         ...

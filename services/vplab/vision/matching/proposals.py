@@ -4,41 +4,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vplab.vision.matching.class_bank import ClassBank
-from vplab.vision.matching.matcher import Match, MatchOptions
+from vplab.vision.matching.matcher import Match, MatchOptions, PatchScores
 from vplab.vision.matching.patches import TargetPatches
 
-_SOFTNESS = 0.05
+SOFTNESS = 0.05
 """Cosine difference at which a patch is 73 % foreground; differences of true foreground are 0.05 to 0.3."""
 
 
-def similarity_map(bank: ClassBank, target: TargetPatches) -> NDArray[np.float32]:
+def similarity_map(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return (P,) float32 in 0..1: how much nearer a patch is to the foreground's centres than to the background's."""
-    foreground, background = bank.similarities(target.features)
-    return np.asarray(1 / (1 + np.exp((background - foreground) / _SOFTNESS)), np.float32)
+    foreground, background = bank.similarities(features)
+    return np.asarray(1 / (1 + np.exp((background - foreground) / SOFTNESS)), np.float32)
 
 
-def propose(
+def patch_scores(
     bank: ClassBank,
-    target: TargetPatches,
-    options: MatchOptions,
+    features: NDArray[np.float32],
     scores: NDArray[np.float32],
     candidates: NDArray[np.bool_],
-    max_points: int | None = None,
-) -> Match:
-    """Choose points among ``candidates`` (P,) by ``scores`` (P,), best first and apart, and add background points."""
-    presence = bank.presence_score(target.features)
-    threshold = bank.presence_threshold if options.presence_threshold is None else options.presence_threshold
+    max_points: int,
+) -> PatchScores:
+    """Add to a matcher's scores what all matchers say alike."""
+    mean_row = (bank.foreground * bank.foreground_weight[:, None]).sum(axis=0) / bank.foreground_weight.sum()
+    return PatchScores(
+        scores=scores,
+        candidates=candidates,
+        similarity=similarity_map(bank, features),
+        mean_similarity=features @ mean_row,
+        presence_score=bank.presence_score(features),
+        max_points=max_points,
+    )
+
+
+def propose(found: PatchScores, target: TargetPatches, options: MatchOptions, calibrated_threshold: float) -> Match:
+    """Choose points among the candidates by score, best first and apart, and add background points.
+
+    calibrated_threshold: of presence, where the options say none.
+    """
+    threshold = calibrated_threshold if options.presence_threshold is None else options.presence_threshold
     chosen = np.zeros(0, np.int64)
-    if presence >= threshold:
-        limit = options.max_points if max_points is None else max_points
-        chosen = pick_apart(target.centres_xy, scores, candidates & target.is_home, limit, 1.5 * target.spacing_px)
-    background = lowest_similarity(bank, target, options.num_background_points, chosen)
+    if found.presence_score >= threshold:
+        candidates = found.candidates & target.is_home
+        chosen = pick_apart(target.centres_xy, found.scores, candidates, found.max_points, 1.5 * target.spacing_px)
     return Match(
         points_xy=target.centres_xy[chosen],
         point_tiles=target.tile_index[chosen],
-        background_xy=background,
-        similarity=similarity_map(bank, target),
-        presence_score=presence,
+        background_xy=lowest_similarity(found.mean_similarity, target, options.num_background_points, chosen),
+        similarity=found.similarity,
+        presence_score=found.presence_score,
         presence_threshold=threshold,
     )
 
@@ -72,14 +85,12 @@ def pick_apart(
 
 
 def lowest_similarity(
-    bank: ClassBank, target: TargetPatches, count: int, chosen: NDArray[np.int64]
+    mean_similarity: NDArray[np.float32], target: TargetPatches, count: int, chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], ...]:
     """Return (Q, 2) centres of each tile's ``count`` patches with the lowest mean similarity to the foreground rows.
 
     Patches in ``chosen`` are left out, so Q is less than ``count`` where a tile has no others.
     """
-    mean_row = (bank.foreground * bank.foreground_weight[:, None]).sum(axis=0) / bank.foreground_weight.sum()
-    mean_similarity = target.features @ mean_row
     is_free = np.ones(len(mean_similarity), np.bool_)
     is_free[chosen] = False
     points = []

@@ -3,10 +3,13 @@
 Source: FSSDINO (arXiv 2602.07550), whose argmax includes the background and so needs no threshold.
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vplab.vision.matching.class_bank import ClassBank
-from vplab.vision.matching.matcher import Match, MatchOptions
+from vplab.vision.matching.matcher import Match, MatchOptions, PatchScores
 from vplab.vision.matching.patches import TargetPatches
-from vplab.vision.matching.proposals import propose
+from vplab.vision.matching.proposals import patch_scores, propose
 
 
 class PrototypeMatcher:
@@ -14,8 +17,11 @@ class PrototypeMatcher:
 
     groups_masks = False
 
-    def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
-        foreground, background = bank.similarities(target.features)
+    def score(self, bank: ClassBank, features: NDArray[np.float32], options: MatchOptions) -> PatchScores:
+        foreground, background = bank.similarities(features)
         margin = foreground - background
         candidates = (margin > 0) & (margin >= options.min_relative_score * margin.max())
-        return propose(bank, target, options, margin, candidates)
+        return patch_scores(bank, features, margin, candidates, options.max_points)
+
+    def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
+        return propose(self.score(bank, target.features, options), target, options, bank.presence_threshold)

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vplab.vision.matching.class_bank import ClassBank
-from vplab.vision.matching.matcher import Match, MatchOptions
+from vplab.vision.matching.matcher import Match, MatchOptions, PatchScores
 from vplab.vision.matching.patches import TargetPatches
-from vplab.vision.matching.proposals import propose
+from vplab.vision.matching.proposals import patch_scores, propose
 
-_TEMPERATURE = 0.1
+TEMPERATURE = 0.1
 _BLOCK = 4096
 
 
@@ -21,14 +21,17 @@ class SoftMatcher:
 
     groups_masks = False
 
-    def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
-        scores = soft_scores(bank, target.features)
+    def score(self, bank: ClassBank, features: NDArray[np.float32], options: MatchOptions) -> PatchScores:
+        scores = soft_scores(bank, features)
         low, high = float(scores.min()), float(scores.max())
         relative = (scores - low) / (high - low) if high > low else np.ones_like(scores)
-        foreground, background = bank.similarities(target.features)
+        foreground, background = bank.similarities(features)
         # The relative score always proposes something; a patch that is nearer to the background is no proposal.
         candidates = (relative >= options.min_relative_score) & (foreground > background)
-        return propose(bank, target, options, scores, candidates)
+        return patch_scores(bank, features, scores, candidates, options.max_points)
+
+    def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
+        return propose(self.score(bank, target.features, options), target, options, bank.presence_threshold)
 
 
 def soft_scores(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -46,7 +49,7 @@ def soft_scores(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.fl
     log_score = np.empty(len(features), np.float32)
     for start in range(0, len(features), _BLOCK):
         block = features[start : start + _BLOCK]
-        forward = block @ mean_row / _TEMPERATURE
+        forward = block @ mean_row / TEMPERATURE
         log_score[start : start + _BLOCK] = 2 * forward - _log_sum_over_references(bank, block)
     return np.asarray(np.exp(log_score - log_score.max()), np.float32)
 
@@ -56,4 +59,4 @@ def _log_sum_over_references(bank: ClassBank, block: NDArray[np.float32]) -> NDA
         return np.zeros(len(block), np.float32)
     rows = np.concatenate([bank.foreground, bank.background])
     # Cosines are at most 1, so the largest exponent is 1 / temperature and 10 fits float32.
-    return np.asarray(np.log(np.exp(block @ rows.T / _TEMPERATURE).sum(axis=1)), np.float32)
+    return np.asarray(np.log(np.exp(block @ rows.T / TEMPERATURE).sum(axis=1)), np.float32)

@@ -109,12 +109,19 @@ def segment_class(
     """
     match = matcher.match(bank, target, match_options)
     on_matched()
+    return segment_matched(match, matcher.groups_masks, target, decoder, options)
+
+
+def segment_matched(
+    match: Match, groups_masks: bool, target: TargetPatches, decoder: PromptDecoder, options: SegmentOptions
+) -> ClassSegmentation:
+    """Turn the points of one class into its instances. ``groups_masks``: the matcher's."""
     if not match.is_present:
         return ClassSegmentation(match, ())
     tiles = range(len(target.tiles))
     maps = {t: _similarity(target, match, decoder, t) for t in tiles}
     candidates = {t: _candidates(target, match, decoder, t, maps[t], options) for t in tiles}
-    groups = [g for t in tiles for g in _groups(matcher, decoder, t, candidates[t], maps[t])]
+    groups = [g for t in tiles for g in _groups(groups_masks, decoder, t, candidates[t], maps[t])]
     best = max((group.score for group in groups), default=0.0)
     kept = [group for group in groups if group.score >= options.min_relative_score * best]
     instances = [i for i in _instances(target, decoder, kept, maps) if i.score >= options.min_mask_score]
@@ -145,13 +152,13 @@ def _candidates(
 
 
 def _groups(
-    matcher: Matcher,
+    groups_masks: bool,
     decoder: PromptDecoder,
     tile: int,
     candidates: Sequence[Candidate],
     similarity: NDArray[np.float32],
 ) -> list[_TileGroup]:
-    if matcher.groups_masks:
+    if groups_masks:
         scale = decoder.transform(tile).scale_xy
         groups = group_by_points(candidates, similarity, decoder.spec.input_size, scale)
     else:
