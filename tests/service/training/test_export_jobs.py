@@ -113,7 +113,7 @@ async def test_a_bundle_is_complete_and_equal_exports_are_equal_files(running: T
     assert jobs[1].bundle is not None
     files = await running.files(jobs[0].bundle.name)
     assert await running.files(jobs[1].bundle.name) == files
-    assert {"bundle.json", "README.md", "segment.py", "references.npz", "decoder/decoder.onnx"} <= set(files)
+    assert {"bundle.json", "README.md", "segment.py", "matcher.onnx", "decoder/decoder.onnx"} <= set(files)
     version = await client.registry.get_version(jobs[0].bundle.name)
     assert version.kind == "bundle"
     relations = {link.relation for link in version.manifest.lineage}
@@ -121,9 +121,12 @@ async def test_a_bundle_is_complete_and_equal_exports_are_equal_files(running: T
     said = json.loads(await client.registry.read_blob(files["bundle.json"], max_bytes=1 << 20))
     assert said["files"] == {path: digest for path, digest in files.items() if path != "bundle.json"}
     assert [(c["class_id"], c["display_name"]) for c in said["classes"]] == [(7, "patch")]
-    await client.registry.download_file(files["references.npz"], tmp_path / "references.npz")
-    with np.load(tmp_path / "references.npz") as arrays:
-        assert arrays["7_foreground"].shape[1] == 24
+    await client.registry.download_file(files["references/rows.npy"], tmp_path / "rows.npy")
+    rows = np.load(tmp_path / "rows.npy")
+    assert (rows.ndim, rows.shape[0], rows.shape[2]) == (3, 1, 24)
+    parity = json.loads(await client.registry.read_blob(files["parity/matcher.json"], max_bytes=1 << 20))
+    assert parity["passed"]
+    assert len(parity["cases"]) > 20
 
 
 async def test_what_cannot_be_exported_is_refused_with_its_field(running: TrainingSite) -> None:

@@ -178,6 +178,6 @@ async def test_a_bundle_cuts_large_images_into_the_services_tiles(tmp_path: Path
         await compare(segmentation.client, bundle, paths, "", tmp_path / "out")
         broken = tmp_path / "broken"
         await asyncio.to_thread(shutil.copytree, bundle, broken)
-        (broken / "references.npz").write_bytes(b"")
+        (broken / "references" / "rows.npy").write_bytes(b"")
         said = await asyncio.to_thread(run_program, broken, paths[0], "--check")
         assert said["status"] == 1

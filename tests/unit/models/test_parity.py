@@ -46,7 +46,7 @@ def test_a_report_passes_when_every_case_does() -> None:
 def test_one_case_out_of_tolerance_refuses_the_whole(changes: dict[str, object]) -> None:
     report = report_of(case(), case(name="point", **changes))
     assert not report.passed
-    with pytest.raises(FailedPrecondition, match="sam-encoder does not match the torch model: point: low_res_logits"):
+    with pytest.raises(FailedPrecondition, match="sam-encoder does not match the reference: point: low_res_logits"):
         report.require_passed("sam-encoder")
 
 

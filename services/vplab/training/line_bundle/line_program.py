@@ -1,7 +1,8 @@
 """A prompt set on one image without any service: encode, match, decode and join, as the segmentation service does.
 
 Runs in a line bundle, on numpy, OpenCV and ONNX Runtime alone, over copies of the modules that the service runs. The
-service that makes bundles uses ``Encoder`` and ``tile_patches`` for the references, so both see them alike.
+service that makes bundles uses ``Encoder`` and ``tile_patches`` for the references, so both see them alike. The program
+in C++ (``cpp/``) has the same parts under the same names.
 """
 
 import argparse
@@ -22,15 +23,18 @@ from vplab.errors import FailedPrecondition, VPLabError
 from vplab.vision.colour_evidence import TileColours
 from vplab.vision.images import ImageRGB
 from vplab.vision.masks import encode_runs
-from vplab.vision.matching import MATCHERS, ClassBank, MatchOptions, PatchFeatures, TargetPatches
-from vplab.vision.pipeline.segment import ClassSegmentation, SegmentOptions, segment_class
+from vplab.vision.matching import MatchOptions, PatchFeatures, PatchScores, TargetPatches, propose
+from vplab.vision.pipeline.segment import ClassSegmentation, SegmentOptions, segment_matched
 from vplab.vision.preprocessing import FrameTransform, frame_transform, preprocess
 from vplab.vision.prompts import PromptTokens
 from vplab.vision.specs import EncoderSpec, Preprocessing, SegmenterSpec, spec_from_json
 from vplab.vision.tiling import Tile, tile_layout
 
-MANIFEST, REFERENCES, SPEC = "bundle.json", "references.npz", "model.json"
-BANK_ARRAYS = ("foreground", "foreground_weight", "background", "foreground_centres", "background_centres")
+MANIFEST, SPEC, MATCHER, REFERENCES = "bundle.json", "model.json", "matcher.onnx", "references"
+REFERENCE_ARRAYS = ("rows", "row_weight", "centres", "centre_kind")
+"""Inputs of the matcher's graph, each a file in REFERENCES; the first axis is the manifest's classes."""
+SCORES = ("scores", "candidates", "similarity", "mean_similarity", "presence_score", "num_points")
+"""Its outputs."""
 _FLOAT16_MAX = 65504.0
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -73,6 +77,31 @@ def tile_patches(area: Tile, outputs: Outputs, spec: EncoderSpec) -> PatchFeatur
 def crop_tile(image_rgb: ImageRGB, area: Tile) -> ImageRGB:
     """Return a tile's pixels."""
     return np.ascontiguousarray(area.crop(image_rgb))
+
+
+class Matcher:
+    """The matcher's graph with the references of all classes."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._session = _session(folder / MATCHER, threads)
+        self._references = {n: np.load(folder / REFERENCES / f"{n}.npy", allow_pickle=False) for n in REFERENCE_ARRAYS}
+
+    def score(self, class_index: int, features: NDArray[np.float32], options: MatchOptions) -> PatchScores:
+        """Weigh patches (P, D) for one class of the manifest, which bounds what has to be in memory at once."""
+        feed = {name: values[class_index : class_index + 1] for name, values in self._references.items()} | {
+            "features": features,
+            "min_relative_score": np.array(options.min_relative_score, np.float32),
+            "max_points": np.array(options.max_points, np.int64),
+        }
+        found = dict(zip(SCORES, (values[0] for values in self._session.run(list(SCORES), feed)), strict=True))
+        return PatchScores(
+            scores=found["scores"],
+            candidates=found["candidates"],
+            similarity=found["similarity"],
+            mean_similarity=found["mean_similarity"],
+            presence_score=float(found["presence_score"]),
+            max_points=int(found["num_points"]),
+        )
 
 
 class Decoder:
@@ -145,8 +174,7 @@ class Line:
             raise FailedPrecondition(f"{graphs['decoder']} is no segmenter")
         self._spec = spec
         self._decoder = _session(folder / graphs["decoder"] / spec.graph, threads)
-        with np.load(folder / REFERENCES, allow_pickle=False) as arrays:
-            self._banks = {int(c["class_id"]): _bank(arrays, c) for c in self.manifest["classes"]}
+        self._matcher = Matcher(folder, threads)
 
     def segment(self, image_rgb: ImageRGB) -> list[ClassResult]:
         """Find the classes in an image, (H, W, 3) uint8 RGB."""
@@ -161,21 +189,22 @@ class Line:
         target = TargetPatches.of(patches)
         decoder = Decoder(self._spec, self._decoder, self._encoder.spec.preprocessing, encoded)
         return [
-            ClassResult(int(c["class_id"]), c["display_name"], self._find(int(c["class_id"]), target, decoder))
-            for c in self.manifest["classes"]
+            ClassResult(int(c["class_id"]), c["display_name"], self._find(index, target, decoder))
+            for index, c in enumerate(self.manifest["classes"])
         ]
 
-    def _find(self, class_id: int, target: TargetPatches, decoder: Decoder) -> ClassSegmentation:
-        options, bank = self.manifest["options"], self._banks[class_id]
+    def _find(self, class_index: int, target: TargetPatches, decoder: Decoder) -> ClassSegmentation:
+        options, threshold = self.manifest["options"], self.manifest["classes"][class_index]["presence_threshold"]
         match_options = MatchOptions(
             max_points=options["max_points"],
             num_background_points=options["num_background_points"],
             min_relative_score=options["min_relative_score"],
-            presence_threshold=bank.presence_threshold,
-            seed=options["seed"],
+        )
+        match = propose(
+            self._matcher.score(class_index, target.features, match_options), target, match_options, threshold
         )
         further = SegmentOptions(min_mask_score=options["min_mask_score"], refines=options["refines"])
-        return segment_class(MATCHERS[options["matcher"]], bank, target, decoder, match_options, further)
+        return segment_matched(match, options["groups_masks"], target, decoder, further)
 
 
 def label_image(results: Sequence[ClassResult], image_hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -257,11 +286,6 @@ def _to_json(result: ClassResult, image_hw: tuple[int, int]) -> dict[str, Any]:
             {"box_xyxy": list(i.box_xyxy), "score": i.score, "predicted_iou": i.predicted_iou} for i in found.instances
         ],
     }
-
-
-def _bank(arrays: Mapping[str, NDArray[Any]], item: Mapping[str, Any]) -> ClassBank:
-    found = {name: arrays[f"{item['class_id']}_{name}"] for name in BANK_ARRAYS}
-    return ClassBank(**found, presence_threshold=float(item["presence_threshold"]))
 
 
 def _session(graph: Path, threads: int) -> Any:

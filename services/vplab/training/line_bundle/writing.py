@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,12 +14,13 @@ import numpy as np
 from vplab import errors
 from vplab.errors import FailedPrecondition
 from vplab.training.line_bundle import line_program, stand_ins
-from vplab.training.line_bundle.line_program import BANK_ARRAYS, MANIFEST, REFERENCES, SPEC, Encoder
+from vplab.training.line_bundle.line_program import MANIFEST, MATCHER, REFERENCES, SPEC, Encoder
+from vplab.training.line_bundle.matcher_graph import graph_references, matcher_graph, matcher_parity
 from vplab.training.values import ExportPlan
 from vplab.vision import specs
 from vplab.vision.images import ImageLimits, ImageRGB, PixelFormat, decode_image, frame_to_rgb
 from vplab.vision.masks import png_to_mask
-from vplab.vision.matching import ClassBank, ClassReference, build_class_bank
+from vplab.vision.matching import MATCHERS, ClassReference, build_class_bank
 from vplab.vision.tiling import tile_layout
 
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
@@ -74,6 +75,7 @@ def write_bundle(
         "image_encoder": "image_encoder",
         "feature_encoder": "image_encoder" if is_shared else "feature_encoder",
         "decoder": "decoder",
+        "matcher": MATCHER,
     }
     decoder = sources["segmenter" if plan.adapter is None else "adapter"]
     _copy_model(sources["image_encoder"].folder, folder / "image_encoder")
@@ -90,9 +92,8 @@ def write_bundle(
         raise FailedPrecondition(f"{plan.prompt_set.name} has schema {index.get('schema')}; this server reads 1")
     options = dict(DEFAULTS) | {name: index["options"][name] for name in DEFAULTS if name in index["options"]}
     encoder = Encoder(folder / graphs["feature_encoder"], _PRECISION, threads)
-    banks = _banks(index, sources["prompt_set"].folder, encoder, options, limits)
-    # np.savez gives every entry the same time, so equal arrays are equal files.
-    np.savez(folder / REFERENCES, **{f"{i}_{n}": getattr(bank, n) for i, bank in banks.items() for n in BANK_ARRAYS})
+    references = _references(index, sources["prompt_set"].folder, encoder, options, limits)
+    _write_matcher(references, options, plan.bundle_id, folder)
     _copy_program(folder)
     (folder / "README.md").write_text(_readme(plan, sources, index), encoding="utf-8")
     threshold = index["options"].get("presence_threshold")
@@ -108,7 +109,7 @@ def write_bundle(
         "graphs": graphs,
         "embedding_precision": _PRECISION,
         # The segmentation service's rule: what draws prompts as a raster gains nothing from a second pass.
-        "options": options | {"refines": spec.refines},
+        "options": options | {"refines": spec.refines, "groups_masks": MATCHERS[options["matcher"]].groups_masks},
         "classes": [
             {
                 "class_id": int(c["class_id"]),
@@ -153,9 +154,26 @@ def _copy_program(folder: Path) -> None:
         shutil.copyfile(here / name, folder / name)
 
 
-def _banks(
+def _write_matcher(
+    references: Mapping[int, Sequence[ClassReference]], options: Mapping[str, Any], bundle_id: str, folder: Path
+) -> None:
+    """Write the matcher's graph, what it takes of the references, and how well it agrees with the numpy matcher."""
+    banks = [build_class_bank(of_class, seed=options["seed"]) for of_class in references.values()]
+    (folder / REFERENCES).mkdir()
+    for name, values in graph_references(banks).items():
+        np.save(folder / REFERENCES / f"{name}.npy", values)
+    graph = matcher_graph(options["matcher"]).SerializeToString()
+    (folder / MATCHER).write_bytes(graph)
+    tiles = [reference.patches for reference in next(iter(references.values()))]
+    parity = matcher_parity(graph, options["matcher"], banks, tiles, options["seed"])
+    parity.require_passed(f"{bundle_id}'s matcher")
+    (folder / "parity").mkdir(exist_ok=True)
+    (folder / "parity" / "matcher.json").write_text(parity.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _references(
     index: Mapping[str, Any], folder: Path, encoder: Encoder, options: Mapping[str, Any], limits: ImageLimits
-) -> dict[int, ClassBank]:
+) -> dict[int, list[ClassReference]]:
     """Gather each class from the references, tile by tile, as the segmentation service does."""
     ids = [int(c["class_id"]) for c in index["classes"]]
     found: dict[int, list[ClassReference]] = {class_id: [] for class_id in ids}
@@ -173,7 +191,7 @@ def _banks(
             patches = line_program.tile_patches(area, outputs, encoder.spec)
             for class_id in ids:
                 found[class_id].append(ClassReference(patches, area.crop(masks[class_id]), number))
-    return {class_id: build_class_bank(found[class_id], seed=options["seed"]) for class_id in ids}
+    return found
 
 
 def _picture(path: Path, limits: ImageLimits) -> ImageRGB:
@@ -228,11 +246,10 @@ Whoever passes the bundle on passes on these models, under their licences.
 - `bundle.json`: digests, options, classes and thresholds.
 - `image_encoder/`, `decoder/` and, where it is another one, `feature_encoder/`: ONNX graphs, each with `model.json`.
   An adapter is part of the decoder's graph.
-- `references.npz`: patch features of the references, for each class.
+- `matcher.onnx`: scores the patches of an image for each class by those of the references; the references are its inputs.
+- `references/`: these inputs, patch features of the references and their centres, for each class of `bundle.json`.
 - `parity/`: how well the graphs agree with the models they were exported from, where that was reported.
 - `segment.py`, `line_program.py`, `vplab/`: the program; all but `vplab/vision/images.py`, `resizing.py` and `specs.py`
   are copies of what the services run. On PNG, BMP and TIFF the masks are the services'; another JPEG decoder may differ
   in single pixels.
-
-The matcher runs in numpy; there is no graph of it, and no C++ program, in this bundle.
 """

@@ -1,4 +1,4 @@
-"""Does the exported graph say what the torch model says? Measured at every import and kept with the version."""
+"""Does a graph say what it was made from? Measured at every import and kept with the version."""
 
 import platform
 from collections.abc import Iterable, Sequence
@@ -38,7 +38,7 @@ class ParityCase(_Report):
     num_prompts: int | None = None
     num_tokens: int | None = None
     """Tokens of each prompt, padding included."""
-    quantity: Literal["image_embedding", "patch_features", "colours", "low_res_logits"]
+    quantity: Literal["image_embedding", "patch_features", "colours", "low_res_logits", "patch_scores"]
     max_abs_difference: float
     max_abs_tolerance: float
     mask_iou: float | None = None
@@ -90,7 +90,7 @@ class ParityReport(_Report):
             for c in self.cases
             if not c.passed
         ]
-        raise FailedPrecondition(f"the exported graph of {what} does not match the torch model: {'; '.join(failed)}")
+        raise FailedPrecondition(f"the graph of {what} does not match {self.reference}: {'; '.join(failed)}")
 
 
 def make_report(

@@ -2,8 +2,9 @@
 
 from vplab.vision.matching.class_bank import ClassBank, ClassReference, build_class_bank
 from vplab.vision.matching.graph import GraphMatcher
-from vplab.vision.matching.matcher import Match, Matcher, MatchOptions
+from vplab.vision.matching.matcher import Match, Matcher, MatchOptions, PatchScores
 from vplab.vision.matching.patches import PatchFeatures, TargetPatches
+from vplab.vision.matching.proposals import propose
 from vplab.vision.matching.prototype import PrototypeMatcher
 from vplab.vision.matching.softmatch import SoftMatcher
 
@@ -19,8 +20,10 @@ __all__ = [
     "MatchOptions",
     "Matcher",
     "PatchFeatures",
+    "PatchScores",
     "PrototypeMatcher",
     "SoftMatcher",
     "TargetPatches",
     "build_class_bank",
+    "propose",
 ]
