@@ -15,6 +15,8 @@ from vplab.vision.adapters.spec import AdapterSpec, EPeftSpec
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Triple = tuple[float, float, float]
+Precision = Literal["float32", "float16"]
+"""What a graph computes in; its inputs and outputs are float32 either way."""
 
 
 class _Spec(BaseModel):
@@ -65,6 +67,7 @@ class EncoderSpec(_Spec):
     architecture: str
     """The publisher's name of it, such as ``vit_b`` or ``vit_small_patch14_dinov2``."""
     graph: str = "encoder.onnx"
+    precision: Precision = "float32"
     preprocessing: Preprocessing
     outputs: tuple[OutputSpec, ...] = Field(min_length=1)
 
@@ -118,6 +121,7 @@ class SegmenterSpec(_Spec):
     family: str
     architecture: str
     graph: str = "decoder.onnx"
+    precision: Precision = "float32"
     input_size: PositiveInt
     """Side of the square frame that point coordinates are in, in pixels: the image encoder's input."""
     embedding_shape: tuple[PositiveInt, PositiveInt, PositiveInt]

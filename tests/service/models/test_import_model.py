@@ -19,15 +19,22 @@ from vplab.training.models.adapter_bank import random_adapter
 from vplab.training.models.catalogue import find_entry
 from vplab.training.models.checkpoint_files import sha256_of
 from vplab.training.models.compare import make_picture
-from vplab.training.models.imported import BANK_IMAGE_SIZES_HW, ImportedModel, ImportOptions, LineageLink
+from vplab.training.models.imported import (
+    PARITY_IMAGE_SIZES_HW,
+    ImportedModel,
+    ImportOptions,
+    ImportPrecision,
+    LineageLink,
+)
 from vplab.training.models.importing import import_model
 from vplab.training.models.parity import ParityReport
+from vplab.training.worker.decoder_weights import load_decoder
 from vplab.vision.adapters.bank_layout import BANK_INPUT, INDEX_INPUT
 from vplab.vision.prompts import ObjectPrompt
 from vplab.vision.sam.onnx_encoder import encoder_to_onnx
 from vplab.vision.specs import AdapterBankSpec, EncoderSpec, SegmenterSpec, spec_from_json
 
-QUICK = ImportOptions(parity_image_sizes_hw=((90, 120), (120, 90)), bank_image_sizes_hw=())
+QUICK = ImportOptions(parity_image_sizes_hw=((90, 120), (120, 90), (64, 200)), has_bank=False)
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +75,29 @@ def test_each_artifact_has_its_files_and_they_agree_with_the_spec(imported: Impo
 
 
 @pytest.mark.slow
-def test_a_segmenter_comes_with_a_bank_that_was_compared_on_twenty_images(checkpoint: Path, tmp_path: Path) -> None:
-    options = replace(QUICK, bank_image_sizes_hw=BANK_IMAGE_SIZES_HW)
-    _, segmenter = import_model(checkpoint, out_dir=tmp_path, options=options).artifacts
+def test_all_graphs_of_a_sam_are_compared_on_twenty_images(checkpoint: Path, tmp_path: Path) -> None:
+    encoder, segmenter = import_model(checkpoint, out_dir=tmp_path).artifacts
     assert isinstance(segmenter.spec, SegmenterSpec)
     assert segmenter.spec.adapter_bank == AdapterBankSpec()
     assert spec_from_json(segmenter.files["model.json"].read_bytes()) == segmenter.spec
     session = open_session(segmenter.files["bank.onnx"])
     assert [i.name for i in session.get_inputs()][-2:] == [BANK_INPUT, INDEX_INPUT]
-    report = ParityReport.model_validate_json(segmenter.files["bank_parity.json"].read_bytes())
-    assert report.passed
-    assert len(report.cases) == 12
-    assert all(len(set(case.image_sizes_hw)) == 20 for case in report.cases)
+    encoded, decoded, banked = (
+        ParityReport.model_validate_json(path.read_bytes())
+        for path in (encoder.files["parity.json"], segmenter.files["parity.json"], segmenter.files["bank_parity.json"])
+    )
+    assert encoded.passed
+    assert decoded.passed
+    assert banked.passed
+    assert [case.name for case in encoded.cases] == [f"encode {size} at a time" for size in (1, 2, 3)]
+    sizes_hw = [size_hw for case in encoded.cases for size_hw in case.image_sizes_hw]
+    assert sorted(sizes_hw) == sorted(PARITY_IMAGE_SIZES_HW)
+    assert len(set(sizes_hw)) == 20
+    assert len(decoded.cases) == len(banked.cases) == 12
+    for case in (*decoded.cases, *banked.cases):
+        assert set(case.image_sizes_hw) == set(sizes_hw)
+        assert case.num_prompts == 24  # some images have two
+        assert case.mask_iou is not None
 
 
 @pytest.mark.slow
@@ -92,7 +110,7 @@ def test_a_bank_that_answers_otherwise_is_not_imported(
 
     monkeypatch.setattr(adapter_bank, "random_adapter", other_adapters)
     with pytest.raises(FailedPrecondition, match=r"bank does not match .*: adapters mixed"):
-        import_model(checkpoint, out_dir=tmp_path, options=replace(QUICK, bank_image_sizes_hw=((90, 120), (80, 60))))
+        import_model(checkpoint, out_dir=tmp_path, options=replace(QUICK, has_bank=True))
 
 
 def test_the_parity_report_lists_prompts_sizes_and_versions(imported: ImportedModel) -> None:
@@ -101,7 +119,7 @@ def test_the_parity_report_lists_prompts_sizes_and_versions(imported: ImportedMo
     )
     assert encoder.passed
     assert segmenter.passed
-    assert [c.image_sizes_hw for c in encoder.cases] == [((90, 120),), ((120, 90),)]
+    assert [c.image_sizes_hw for c in encoder.cases] == [((90, 120),), ((120, 90), (64, 200))]
     names = {c.name for c in segmenter.cases}
     assert {"one point", "three points", "box", "mask input alone", "box and two points"} <= names
     assert {"one point, from the image", "mask input and one point, from the image"} <= names
@@ -158,30 +176,68 @@ def test_large_weights_go_into_a_file_of_their_own_that_the_graph_finds(
     np.testing.assert_array_equal(open_session(moved / "encoder.onnx").run(None, {"image": picture})[0], expected)
 
 
+class Shifted(nn.Module):
+    """An encoder that is a little off."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        shifted: torch.Tensor = self.inner(image) + 0.05
+        return shifted
+
+
+class Leaking(Shifted):
+    """An encoder that is right for one image, and in a batch lets each image see a little of the others."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        embedding: torch.Tensor = self.inner(image)
+        return 0.95 * embedding + 0.05 * embedding.mean(dim=0, keepdim=True)
+
+
+@pytest.mark.parametrize(("encoder", "failing"), [(Shifted, 1), (Leaking, 2)])
 def test_a_graph_that_differs_from_its_model_is_refused_and_its_report_kept(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: type[Shifted], failing: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-    class Shifted(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            shifted: torch.Tensor = self.inner(image) + 0.05
-            return shifted
-
-    monkeypatch.setattr(importing, "encoder_to_onnx", lambda module, *rest: encoder_to_onnx(Shifted(module), *rest))
-    with pytest.raises(FailedPrecondition, match="sam-vit-64x1-encoder does not match the torch modules of"):
+    monkeypatch.setattr(importing, "encoder_to_onnx", lambda module, *rest: encoder_to_onnx(encoder(module), *rest))
+    message = f"sam-vit-64x1-encoder does not match .*: encode {failing} at a time"
+    with pytest.raises(FailedPrecondition, match=message):
         import_model(checkpoint, out_dir=tmp_path, options=QUICK)
     report = json.loads((tmp_path / "sam-vit-64x1-encoder" / "parity.json").read_text())
     assert report["passed"] is False
 
 
+@pytest.mark.parametrize(("precision", "suffix"), [("float16", "fp16"), ("float16-encoder", "fp16e")])
+def test_float16_graphs_have_names_of_their_own_and_are_judged_by_their_masks(
+    precision: ImportPrecision, suffix: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    options = replace(QUICK, precision=precision, has_bank=precision == "float16")
+    encoder, segmenter = import_model(checkpoint, out_dir=tmp_path, options=options).artifacts
+    assert encoder.artifact_id == f"sam-vit-64x1-{suffix}-encoder"
+    assert segmenter.artifact_id == f"sam-vit-64x1-{suffix}-segmenter"
+    assert "bank.onnx" not in segmenter.files  # adapters are float32's
+    for artifact in (encoder, segmenter):
+        is_half = artifact is encoder or precision == "float16"
+        assert artifact.spec.precision == artifact.labels["precision"] == ("float16" if is_half else "float32")
+        graph = onnx.load(artifact.files[artifact.spec.graph]).graph
+        products = {n.input[1] for n in graph.node if n.op_type == "MatMul"}
+        types = {t.data_type for t in graph.initializer if t.name in products and len(t.dims) == 2}
+        assert onnx.TensorProto.FLOAT16 in types if is_half else types == {onnx.TensorProto.FLOAT}
+        elements = {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
+        assert elements <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    report = ParityReport.model_validate_json(segmenter.files["parity.json"].read_bytes())
+    assert {c.mask_iou_tolerance for c in report.cases if c.name.endswith("from the image")} == {0.99}
+    assert isinstance(segmenter.spec, SegmenterSpec)
+    if precision == "float16":
+        with pytest.raises(FailedPrecondition, match=r"decoder\.onnx cannot be tuned"):
+            load_decoder(segmenter.files["decoder.onnx"].parent, segmenter.spec)
+
+
 @pytest.mark.slow
 def test_mobile_sam_is_imported_from_its_own_layout(tmp_path: Path) -> None:
     write_mobile_sam_checkpoint(tmp_path / "mobile_sam.pt")
-    options = ImportOptions(family="mobile_sam", parity_image_sizes_hw=((300, 400),), bank_image_sizes_hw=())
+    options = ImportOptions(family="mobile_sam", parity_image_sizes_hw=((300, 400),), has_bank=False)
     encoder, segmenter = import_model(tmp_path / "mobile_sam.pt", out_dir=tmp_path, options=options).artifacts
     assert encoder.artifact_id == f"{find_entry('mobile-sam').name}-encoder"
     assert encoder.labels == {"family": "mobile_sam", "architecture": "vit_t"}
@@ -193,17 +249,18 @@ def test_mobile_sam_is_imported_from_its_own_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "artifact_id", "shape"),
+    ("architecture", "precision", "artifact_id", "shape"),
     [
-        ("vit_small_patch14_dinov2", "dinov2-vits14-depth2-encoder", (20, 20, 384)),
-        ("vit_small_patch16_dinov3", "dinov3-vits16-depth2-encoder", (16, 16, 384)),
+        ("vit_small_patch14_dinov2", "float32", "dinov2-vits14-depth2-encoder", (20, 20, 384)),
+        ("vit_small_patch16_dinov3", "float32", "dinov3-vits16-depth2-encoder", (16, 16, 384)),
+        ("vit_small_patch16_dinov3", "float16", "dinov3-vits16-depth2-fp16-encoder", (16, 16, 384)),
     ],
 )
 def test_dino_is_imported_with_a_true_batch(
-    architecture: str, artifact_id: str, shape: tuple[int, int, int], tmp_path: Path
+    architecture: str, precision: ImportPrecision, artifact_id: str, shape: tuple[int, int, int], tmp_path: Path
 ) -> None:
     write_dino_file(tmp_path / "model.safetensors", architecture, depth=2)
-    options = replace(QUICK, input_size=280 if "patch14" in architecture else 256)
+    options = replace(QUICK, precision=precision, input_size=280 if "patch14" in architecture else 256)
     (encoder,) = import_model(tmp_path / "model.safetensors", out_dir=tmp_path, options=options).artifacts
     assert encoder.artifact_id == artifact_id
     assert isinstance(encoder.spec, EncoderSpec)
@@ -215,6 +272,7 @@ def test_dino_is_imported_with_a_true_batch(
     together = session.run(["patch_features"], {"image": images})[0]
     assert together.shape == (3, *shape)
     np.testing.assert_allclose(session.run(None, {"image": images[2:]})[0][0], together[2], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=-1), 1, atol=1e-5)
 
 
 def test_a_file_of_another_family_is_invalid_input(checkpoint: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Pair:
 
 
 def import_and_open(path: Path, out_dir: Path) -> GraphPredictor:
-    options = ImportOptions(parity_image_sizes_hw=((120, 160),), bank_image_sizes_hw=())
+    options = ImportOptions(parity_image_sizes_hw=((120, 160),), has_bank=False)
     encoder, segmenter = import_model(path, out_dir=out_dir, options=options).artifacts
     return GraphPredictor(encoder.files["model.json"].parent, segmenter.files["model.json"].parent)
 

@@ -27,7 +27,7 @@ MASK_IOU = 0.999
 @asynccontextmanager
 async def serving_checkpoint(folder: Path, checkpoint: Path) -> AsyncIterator[AsyncClient]:
     """Import a checkpoint, publish what comes out and serve it with float32 embeddings."""
-    options = ImportOptions(parity_image_sizes_hw=((120, 160),), bank_image_sizes_hw=())
+    options = ImportOptions(parity_image_sizes_hw=((120, 160),), has_bank=False)
     encoder, segmenter = import_model(checkpoint, out_dir=folder / "out", options=options).artifacts
     site = Site(folder)
     async with AsyncExitStack() as stack:

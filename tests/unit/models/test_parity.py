@@ -50,6 +50,14 @@ def test_one_case_out_of_tolerance_refuses_the_whole(changes: dict[str, object])
         report.require_passed("sam-encoder")
 
 
+def test_a_case_may_have_limits_of_its_own() -> None:
+    half = {"mask_iou": 0.992, "mask_iou_tolerance": 0.99, "max_iou_prediction_difference": 0.04}
+    half |= {"max_abs_difference": 0.3, "max_abs_tolerance": 1.0, "iou_prediction_tolerance": 0.05}
+    assert case(**half).passed
+    assert not case(**half | {"mask_iou": 0.989}).passed
+    assert not case(**half | {"max_iou_prediction_difference": 0.06}).passed
+
+
 def test_nothing_compared_is_not_a_pass() -> None:
     assert not report_of().passed
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -31,6 +31,13 @@ app = typer.Typer(no_args_is_help=True, help="Look at, import, promote and roll 
 app.command()(bundle)
 
 AliasOption = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="The alias to move.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        help="What the graphs compute in: float32; for GPUs float16 (names end in -fp16), or float16-encoder (-fp16e), "
+        "which leaves the mask decoder as adapters need it."
+    ),
+]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the history.")]
 
 
@@ -191,6 +198,7 @@ def import_checkpoint(
     architecture: Annotated[str | None, typer.Option(help="timm's name of a DINO model; else found from it.")] = None,
     input_size: Annotated[int | None, typer.Option(min=1, help="Input side of a DINO encoder, in pixels.")] = None,
     licence: Annotated[str | None, typer.Option(help="Terms of the weights; else the publisher's.")] = None,
+    precision: PrecisionOption = "float32",
     promote_alias: Annotated[
         str, typer.Option("--alias", metavar="ALIAS", help="Alias for the new versions; empty moves none.")
     ] = PRODUCTION,
@@ -205,7 +213,11 @@ def import_checkpoint(
     if not path.is_file():
         raise InvalidInput(f"{path} is no file", field="path")
     options = _lazy("imported").ImportOptions(
-        name=name, architecture=architecture, input_size=input_size, licence=licence
+        name=name,
+        architecture=architecture,
+        input_size=input_size,
+        licence=licence,
+        precision=_precision(precision),
     )
     versions = run_async(_import_and_publish(where_of(context), path, options, promote_alias))
     _report_published(versions, json_file)
@@ -219,6 +231,7 @@ def pull(
     promote_alias: Annotated[
         str, typer.Option("--alias", metavar="ALIAS", help="Alias for the new versions; empty moves none.")
     ] = PRODUCTION,
+    precision: PrecisionOption = "float32",
     accept: Annotated[
         bool, typer.Option("--accept-licence", help="I have read and accept the publisher's terms.")
     ] = False,
@@ -252,7 +265,11 @@ def pull(
     # timm's name carries the training data, which decides the normalisation and is not in the file.
     architecture = entry.architecture if entry.family == "timm" else None
     options = _lazy("imported").ImportOptions(
-        family=entry.family, name=entry.name, architecture=architecture, source_url=entry.url
+        family=entry.family,
+        name=entry.name,
+        architecture=architecture,
+        source_url=entry.url,
+        precision=_precision(precision),
     )
     versions = run_async(_import_and_publish(where, path, options, promote_alias))
     _report_published(versions, json_file)
@@ -329,6 +346,13 @@ def _kind(text: str | None) -> ArtifactKind | None:
     if text is None:
         return None
     raise InvalidInput(f"{text!r} is none of {', '.join(_KINDS)}", field="--kind")
+
+
+def _precision(text: str) -> str:
+    known: tuple[str, ...] = get_args(_lazy("imported").ImportPrecision)
+    if text not in known:
+        raise InvalidInput(f"{text!r} is none of {', '.join(known)}", field="--precision")
+    return text
 
 
 def _artifact(text: str) -> str:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vplab.training.models.adapter_bank import encode_pictures, write_bank
-from vplab.training.models.compare import compare_encoder, compare_segmenter
+from vplab.training.models.compare import compare_encoder, compare_segmenter, encode_by_torch
 from vplab.training.models.half_weights import with_half_weights
+from vplab.training.models.imported import PARITY_IMAGE_SIZES_HW
 from vplab.training.models.parity import ParityCase, ParityReport, make_report
 from vplab.training.worker.decoder_weights import load_decoder
 from vplab.vision.nano.architecture import (
@@ -39,7 +40,6 @@ from vplab.vision.specs import (
 ENCODER, SEGMENTER = "nano-encoder", "nano-segmenter"
 ARCHITECTURE = "nano_mobilenetv2_100_stride16"
 _PACKAGES = ("onnxruntime-gpu", "segment-anything")
-_PARITY_SIZES_HW = ((480, 640), (640, 480), (512, 512), (333, 517))
 
 
 def encoder_spec() -> EncoderSpec:
@@ -128,7 +128,7 @@ def parity(model: NanoSegmenter, folder: Path) -> tuple[ParityReport, ParityRepo
     for index, output in reversed(list(enumerate(spec.outputs))):
         part = _OneOutput(model.encoder, index).eval()
         one = spec.model_copy(update={"outputs": (output,)})
-        images, found = compare_encoder(part, graph, one, _PARITY_SIZES_HW, seed=0)
+        images, found = compare_encoder(graph, one, encode_by_torch(part, one, PARITY_IMAGE_SIZES_HW, seed=0))
         cases += found
     model.decoder()
     sam = SamModel(

@@ -4,8 +4,8 @@ Two things are to be the same: a row of zeros and the decoder's own graph, and a
 into torch's decoder. Rows are in half precision, so the adapters compared are too.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,30 @@ from numpy.typing import NDArray
 from vplab.errors import InvalidInput
 from vplab.training.models.compare import (
     PROVIDERS,
+    Answers,
     graph_inputs,
     make_picture,
     open_graph,
     prompt_batches,
+    run_in_parts,
 )
 from vplab.training.models.half_weights import with_half_weights
-from vplab.training.models.imported import BANK_IMAGE_SIZES_HW
-from vplab.training.models.parity import FloatArray, ParityCase, ParityReport, logit_case, make_report
+from vplab.training.models.imported import PARITY_IMAGE_SIZES_HW
+from vplab.training.models.parity import FloatArray, ParityCase, ParityReport, make_report
 from vplab.vision.adapters.adapt import AdaptedDecoder, adapt
 from vplab.vision.adapters.bank import bank_to_onnx
 from vplab.vision.adapters.bank_layout import BANK_INPUT, INDEX_INPUT, LAYOUT_KEY, BankLayout
 from vplab.vision.adapters.spec import AdapterSpec
 from vplab.vision.preprocessing import FrameTransform, preprocess
-from vplab.vision.prompts import prompt_tokens
+from vplab.vision.prompts import PromptTokens
 from vplab.vision.sam.onnx_decoder import INPUT_NAMES, OUTPUT_NAMES, PromptDecoder
 from vplab.vision.sam.onnx_encoder import INPUT_NAME
 from vplab.vision.specs import EncoderSpec, SegmenterSpec
 
 PARITY_FILE = "bank_parity.json"
 _NUM_ADAPTERS = 3
-_PART = 6
-"""Prompts decoded together."""
 _DISTURBANCE = 0.05
 """How far the compared adapters are from untrained ones, in standard deviations; trained ones are nearer."""
-
-Answers = tuple[FloatArray, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class EncodedPictures:
 
 
 def encode_pictures(
-    encoder: Path, spec: EncoderSpec, sizes_hw: Sequence[tuple[int, int]] = BANK_IMAGE_SIZES_HW, seed: int = 0
+    encoder: Path, spec: EncoderSpec, sizes_hw: Sequence[tuple[int, int]] = PARITY_IMAGE_SIZES_HW, seed: int = 0
 ) -> EncodedPictures:
     """Draw a picture of each size and encode it with an encoder's graph."""
     output = spec.output("image_embedding")
@@ -96,30 +94,23 @@ def compare_bank(
     adapters = [random_adapter(decoder, spec.adapter_bank.adapter, layout, seed + i) for i in range(_NUM_ADAPTERS)]
     rows = np.stack([np.zeros(layout.width, np.float16), *(row for _, row in adapters)])
     merged = [adapted.merged().eval() for adapted, _ in adapters]
-    # One prompt more than pictures, so that a picture has two prompts and the order is not the pictures'.
-    image_index = np.concatenate([np.arange(len(pictures.transforms))[::-1], [0]])
-    bases = np.zeros(len(image_index), np.int64)
-    mixed = 1 + np.arange(len(image_index), dtype=np.int64) % _NUM_ADAPTERS
-    transforms = [pictures.transforms[i] for i in image_index]
-    sizes_hw = [transform.original_hw for transform in transforms]
-    cases: list[ParityCase] = []
-    earlier: FloatArray | None = None
-    for name, prompts in prompt_batches(np.random.default_rng(seed), sizes_hw):
-        if name.startswith("mask"):
-            assert earlier is not None
-            prompts = [replace(p, low_res_logits=e) for p, e in zip(prompts, earlier[:, 0], strict=True)]
-        tokens = [prompt_tokens(p, transform, spec) for p, transform in zip(prompts, transforms, strict=True)]
+
+    def base_answers(image_index: NDArray[np.int64], tokens: Sequence[PromptTokens]) -> Answers:
         feed = graph_inputs(pictures.embeddings, image_index, tokens, spec)
-        base = _in_parts(partial(plain.run, list(OUTPUT_NAMES)), feed)
-        earlier = base[0] if earlier is None else earlier
+        return run_in_parts(partial(plain.run, list(OUTPUT_NAMES)), feed)
+
+    cases: list[ParityCase] = []
+    for batch in prompt_batches(pictures.transforms, spec, seed, base_answers):
+        feed = graph_inputs(pictures.embeddings, batch.image_index, batch.tokens, spec)
+        bases = np.zeros(len(batch.tokens), np.int64)
+        mixed = 1 + np.arange(len(batch.tokens), dtype=np.int64) % _NUM_ADAPTERS
         for what, index, expected in (
-            ("base", bases, base),
+            ("base", bases, batch.expected),
             ("adapters mixed", mixed, _merged_answers(merged, feed, mixed - 1)),
         ):
-            banked = feed | {BANK_INPUT: rows, INDEX_INPUT: index}
-            actual = _in_parts(partial(bank.run, list(OUTPUT_NAMES)), banked)
-            num_tokens = len(tokens[0].labels)
-            cases.append(logit_case(f"{what}, {name}", sizes_hw, num_tokens, actual, expected, spec.mask_threshold))
+            run = partial(bank.run, list(OUTPUT_NAMES))
+            actual = run_in_parts(run, feed | {BANK_INPUT: rows, INDEX_INPUT: index})
+            cases.append(batch.case(f"{what}, {batch.name}", actual, expected, spec.mask_threshold))
     return cases
 
 
@@ -133,16 +124,6 @@ def random_adapter(
     row = layout.row({name: value + random.normal(0, _DISTURBANCE, value.shape) for name, value in state.items()})
     adapted.load_adapter_state({name: torch.from_numpy(value) for name, value in layout.state(row).items()})
     return adapted.eval(), row
-
-
-def _in_parts(run: Callable[[dict[str, Any]], Sequence[FloatArray]], feed: dict[str, Any]) -> Answers:
-    """Run a graph on a few prompts at a time: twenty of SAM's would take gigabytes."""
-    num_prompts = len(feed["image_index"])
-    parts = [
-        run({name: v if name in (BANK_INPUT, "image_embedding") else v[i : i + _PART] for name, v in feed.items()})
-        for i in range(0, num_prompts, _PART)
-    ]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def _merged_answers(merged: Sequence[torch.nn.Module], feed: dict[str, Any], index: NDArray[np.int64]) -> Answers:

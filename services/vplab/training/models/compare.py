@@ -4,8 +4,10 @@ The reference for a decoder is segment-anything's own PromptEncoder and MaskDeco
 not the module that was exported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +19,49 @@ from torch import Tensor, nn
 from vplab.runtime.onnx_session import OnnxSettings, create_session
 from vplab.training.models.parity import (
     EMBEDDING_TOLERANCE,
-    END_TO_END_LOGIT_TOLERANCE,
+    END_TO_END,
     FEATURE_TOLERANCE,
-    LOGIT_TOLERANCE,
+    GIVEN_EMBEDDING,
+    HALF_PRECISION,
+    DecodingTolerance,
     FloatArray,
     ParityCase,
     logit_case,
     max_abs_difference,
 )
+from vplab.vision.adapters.bank_layout import BANK_INPUT
 from vplab.vision.preprocessing import FrameTransform, preprocess
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
 from vplab.vision.sam.build import SamModel
 from vplab.vision.sam.onnx_decoder import OUTPUT_NAMES
 from vplab.vision.sam.onnx_encoder import INPUT_NAME
-from vplab.vision.specs import EncoderSpec, SegmenterSpec
+from vplab.vision.specs import EncoderSpec, Precision, SegmenterSpec
 
 PROVIDERS = ("CPUExecutionProvider",)
 """Both sides run on the CPU, where a difference is the graph's and not the device's."""
+_BATCH_SIZES = (1, 2, 3)
+"""Images of an encoder's runs, in turn. Attention over all of SAM ViT-H's patches takes 16 heads x 4096^2 x 4 bytes,
+1 GiB, for each image and more than once, so more would not fit where the model itself does."""
+_PART = 6
+"""Prompts decoded together: all of SAM's would take gigabytes."""
+_NUM_TWICE = 4
+"""Images with a second prompt."""
+_SHARED = ("image_embedding", BANK_INPUT)
+"""Inputs of a decoder that all its prompts share."""
+
+Answers = tuple[FloatArray, FloatArray]
+"""Logits (N, M, h, w) and IoU predictions (N, M) of N prompts."""
+
+
+@dataclass(frozen=True)
+class TorchImages:
+    """Images as the torch model sees and encodes them."""
+
+    transforms: tuple[FrameTransform, ...]
+    tensors: FloatArray
+    """(B, 3, S, S) float32."""
+    expected: FloatArray
+    """(B, ...) float32."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,8 @@ class EncodedImages:
     """(B, ...) float32 of torch."""
     actual: FloatArray
     """(B, ...) float32 of ONNX Runtime."""
+    precision: Precision
+    """Of ONNX Runtime's side."""
 
 
 def open_graph(path: Path) -> Any:
@@ -66,65 +96,132 @@ def make_picture(size_hw: tuple[int, int], seed: int) -> NDArray[np.uint8]:
     return np.clip(picture + random.normal(0, 12, picture.shape), 0, 255).astype(np.uint8)
 
 
-def compare_encoder(
-    encoder: nn.Module, graph: Path, spec: EncoderSpec, image_sizes_hw: Sequence[tuple[int, int]], seed: int
-) -> tuple[EncodedImages, list[ParityCase]]:
-    """Encode pictures of these sizes: torch one by one, ONNX Runtime the first alone and the others as a batch."""
-    output = spec.outputs[0]
-    pictures = [make_picture(size, seed + i) for i, size in enumerate(image_sizes_hw)]
+def encode_by_torch(
+    encoder: nn.Module, spec: EncoderSpec, image_sizes_hw: Sequence[tuple[int, int]], seed: int
+) -> TorchImages:
+    """Encode pictures of these sizes with the torch model, one by one."""
+    pictures = (make_picture(size, seed + i) for i, size in enumerate(image_sizes_hw))
     inputs = [preprocess(picture, spec.preprocessing) for picture in pictures]
     tensors = np.stack([item.tensor for item in inputs])
     with torch.inference_mode():
         expected = np.concatenate([encoder(torch.from_numpy(t[None])).numpy() for t in tensors])
+    return TorchImages(tuple(item.transform for item in inputs), tensors, expected)
+
+
+def compare_encoder(graph: Path, spec: EncoderSpec, images: TorchImages) -> tuple[EncodedImages, list[ParityCase]]:
+    """Encode the same images in ONNX Runtime, in batches of every size of _BATCH_SIZES; a case for each size."""
+    output = spec.outputs[0]
     session = open_graph(graph)
-    cases, parts = [], []
-    for batch in (slice(0, 1), slice(1, None)):
-        if not len(tensors[batch]):
-            continue
-        actual = session.run([output.name], {INPUT_NAME: tensors[batch]})[0]
-        parts.append(actual)
-        has_known_scale = output.role in ("patch_features", "colours")
-        scale = 1.0 if has_known_scale else float(expected[batch].std())
-        case = ParityCase(
-            name=f"encode a batch of {len(actual)}",
-            image_sizes_hw=tuple(image_sizes_hw[batch]),
+    has_known_scale = output.role in ("patch_features", "colours")
+    if has_known_scale:
+        tolerance = FEATURE_TOLERANCE[spec.precision]
+    else:
+        tolerance = EMBEDDING_TOLERANCE[spec.precision] * float(images.expected.std())
+    parts: list[FloatArray] = []
+    batches: dict[int, list[slice]] = {}
+    for batch in _batches(len(images.transforms)):
+        parts.append(session.run([output.name], {INPUT_NAME: images.tensors[batch]})[0])
+        batches.setdefault(batch.stop - batch.start, []).append(batch)
+    actual = np.concatenate(parts)
+    cases = [
+        ParityCase(
+            name=f"encode {size} at a time",
+            image_sizes_hw=tuple(t.original_hw for batch in same for t in images.transforms[batch]),
             quantity="image_embedding" if output.role == "early_features" else output.role,
-            max_abs_difference=max_abs_difference(actual, expected[batch]),
-            max_abs_tolerance=scale * (FEATURE_TOLERANCE if has_known_scale else EMBEDDING_TOLERANCE),
+            max_abs_difference=max(max_abs_difference(actual[batch], images.expected[batch]) for batch in same),
+            max_abs_tolerance=tolerance,
         )
-        cases.append(case)
-    return EncodedImages(tuple(i.transform for i in inputs), expected, np.concatenate(parts)), cases
+        for size, same in sorted(batches.items())
+    ]
+    return EncodedImages(images.transforms, images.expected, actual, spec.precision), cases
+
+
+def _batches(count: int) -> Iterator[slice]:
+    start = 0
+    for size in cycle(_BATCH_SIZES):
+        if start >= count:
+            return
+        yield slice(start, min(start + size, count))
+        start += size
 
 
 def compare_segmenter(
     model: SamModel, graph: Path, spec: SegmenterSpec, images: EncodedImages, seed: int
 ) -> list[ParityCase]:
     """Decode points, boxes and mask inputs on the encoded images, several prompts and images in one call."""
-    session = open_graph(graph)
-    random = np.random.default_rng(seed)
-    # One prompt more than images, so that an image has two prompts and the order is not the images'.
-    image_index = np.concatenate([np.arange(len(images.transforms))[::-1], [0]])
+    run = partial(open_graph(graph).run, list(OUTPUT_NAMES))
+    is_half = spec.precision == "float16"
+    given = HALF_PRECISION if is_half else GIVEN_EMBEDDING
+    end_to_end = HALF_PRECISION if is_half or images.precision == "float16" else END_TO_END
     cases = []
+    for batch in prompt_batches(images.transforms, spec, seed, partial(_reference, model, images.expected)):
+        for source, embedding, tolerance in (
+            ("", images.expected, given),
+            (", from the image", images.actual, end_to_end),
+        ):
+            actual = run_in_parts(run, graph_inputs(embedding, batch.image_index, batch.tokens, spec))
+            cases.append(batch.case(batch.name + source, actual, batch.expected, spec.mask_threshold, tolerance))
+    return cases
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of one kind on many images, with what the reference answers."""
+
+    name: str
+    image_index: NDArray[np.int64]
+    """(N,) of each prompt."""
+    image_sizes_hw: tuple[tuple[int, int], ...]
+    """Of each prompt's image."""
+    tokens: tuple[PromptTokens, ...]
+    """As many of each prompt."""
+    expected: Answers
+
+    def case(
+        self,
+        name: str,
+        actual: Answers,
+        expected: Answers,
+        threshold: float,
+        tolerance: DecodingTolerance = GIVEN_EMBEDDING,
+    ) -> ParityCase:
+        """Compare two answers to these prompts."""
+        num_tokens = len(self.tokens[0].labels)
+        return logit_case(name, self.image_sizes_hw, num_tokens, actual, expected, threshold, tolerance)
+
+
+def prompt_batches(
+    transforms: Sequence[FrameTransform],
+    spec: SegmenterSpec,
+    seed: int,
+    answer: Callable[[NDArray[np.int64], Sequence[PromptTokens]], Answers],
+) -> Iterator[PromptBatch]:
+    """Yield a batch for every kind of prompt: points, boxes, and the first batch's answers as mask inputs.
+
+    answer: the reference. Some images have two prompts, and the order of the prompts is not the images'.
+    """
+    every = np.arange(len(transforms))
+    image_index = np.concatenate([every[::-1], every[:_NUM_TWICE]])
+    own = [transforms[i] for i in image_index]
+    sizes_hw = tuple(transform.original_hw for transform in own)
     earlier: FloatArray | None = None
-    for name, prompts in prompt_batches(random, [images.transforms[i].original_hw for i in image_index]):
+    for name, prompts in _draw_prompts(np.random.default_rng(seed), sizes_hw):
         if name.startswith("mask"):
             assert earlier is not None
             prompts = [replace(p, low_res_logits=e) for p, e in zip(prompts, earlier[:, 0], strict=True)]
-        tokens = [prompt_tokens(p, images.transforms[i], spec) for p, i in zip(prompts, image_index, strict=True)]
-        logits, ious = _reference(model, images.expected, image_index, tokens)
-        earlier = logits if earlier is None else earlier
-        for source, embedding, tolerance in (
-            ("", images.expected, LOGIT_TOLERANCE),
-            (", from the image", images.actual, END_TO_END_LOGIT_TOLERANCE),
-        ):
-            feed = graph_inputs(embedding, image_index, tokens, spec)
-            actual = tuple(session.run(list(OUTPUT_NAMES), feed))
-            sizes = (images.transforms[i].original_hw for i in image_index)
-            num_tokens = len(tokens[0].labels)
-            cases.append(
-                logit_case(name + source, sizes, num_tokens, actual, (logits, ious), spec.mask_threshold, tolerance)
-            )
-    return cases
+        tokens = tuple(prompt_tokens(p, t, spec) for p, t in zip(prompts, own, strict=True))
+        expected = answer(image_index, tokens)
+        earlier = expected[0] if earlier is None else earlier
+        yield PromptBatch(name, image_index, sizes_hw, tokens, expected)
+
+
+def run_in_parts(run: Callable[[dict[str, Any]], Sequence[FloatArray]], feed: dict[str, Any]) -> Answers:
+    """Run a decoder's graph on _PART prompts at a time, each time with all images."""
+    parts = [
+        run({name: values if name in _SHARED else values[i : i + _PART] for name, values in feed.items()})
+        for i in range(0, len(feed["image_index"]), _PART)
+    ]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def graph_inputs(
@@ -143,7 +240,7 @@ def graph_inputs(
     }
 
 
-def prompt_batches(
+def _draw_prompts(
     random: np.random.Generator, sizes_hw: Sequence[tuple[int, int]]
 ) -> list[tuple[str, list[ObjectPrompt]]]:
     """Draw a prompt for each image size, once for every kind; mask inputs are to be put in by the caller."""
@@ -177,7 +274,7 @@ def prompt_batches(
 
 def _reference(
     model: SamModel, embeddings: FloatArray, image_index: NDArray[np.int64], tokens: Sequence[PromptTokens]
-) -> tuple[FloatArray, FloatArray]:
+) -> Answers:
     logits, ious = [], []
     with torch.inference_mode():
         for index, token in zip(image_index, tokens, strict=True):

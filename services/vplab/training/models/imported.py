@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vplab.vision.specs import EncoderSpec, SegmenterSpec
+from vplab.vision.specs import EncoderSpec, Precision, SegmenterSpec
 
-PARITY_IMAGE_SIZES_HW = ((480, 640), (640, 480), (517, 761))
-BANK_IMAGE_SIZES_HW = tuple((64 + 389 * i % 960, 64 + 611 * i % 1280) for i in range(1, 21))
+ImportPrecision = Literal["float32", "float16", "float16-encoder"]
+
+PARITY_IMAGE_SIZES_HW = tuple((64 + 389 * i % 960, 64 + 611 * i % 1280) for i in range(1, 21))
 """Twenty sizes from 89 to 1286 pixels, wide and tall."""
 MAX_SINGLE_FILE_BYTES = 2_000_000_000
 """Weights above this go into a file of their own: protobuf cannot hold 2 GiB, and the graph needs some room too."""
@@ -31,13 +32,27 @@ class ImportOptions:
     source_url: str | None = None
     """Where the file came from, for the model card."""
     parity_image_sizes_hw: tuple[tuple[int, int], ...] = PARITY_IMAGE_SIZES_HW
-    """Sizes of the pictures to compare on; the first runs alone, the others as one batch."""
-    bank_image_sizes_hw: tuple[tuple[int, int], ...] = BANK_IMAGE_SIZES_HW
-    """Sizes of the pictures to compare a segmenter's adapter bank on, as one batch; without any there is no bank."""
+    """Sizes of the pictures to compare all graphs on, alone and in batches."""
+    has_bank: bool = True
+    """Whether a segmenter gets an adapter bank; only one that computes in float32 can."""
+    precision: ImportPrecision = "float32"
+    """What the graphs compute in. ``float16-encoder`` leaves the mask decoder in float32, where adapters can be tuned
+    and served; ``float16`` is both. The names then end in ``-fp16e`` and ``-fp16``, so that nobody is served one who
+    did not ask for it: on a CPU they are slower."""
     max_single_file_bytes: int = MAX_SINGLE_FILE_BYTES
     """Weights above this go into a data file beside the graph."""
     seed: int = 0
     """Of the pictures and prompts to compare on."""
+
+    @property
+    def encoder_precision(self) -> Precision:
+        """What encoders compute in."""
+        return "float32" if self.precision == "float32" else "float16"
+
+    @property
+    def decoder_precision(self) -> Precision:
+        """What mask decoders compute in."""
+        return "float16" if self.precision == "float16" else "float32"
 
 
 @dataclass(frozen=True)

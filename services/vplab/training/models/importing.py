@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vplab.errors import InvalidInput
-from vplab.training.models.adapter_bank import PARITY_FILE, encode_pictures, write_bank
+from vplab.training.models.adapter_bank import PARITY_FILE, EncodedPictures, write_bank
 from vplab.training.models.checkpoint_files import read_state_dict, sha256_of
-from vplab.training.models.compare import PROVIDERS, EncodedImages, compare_encoder, compare_segmenter
+from vplab.training.models.compare import PROVIDERS, EncodedImages, compare_encoder, compare_segmenter, encode_by_torch
 from vplab.training.models.graph_files import write_graph
 from vplab.training.models.imported import (
     ImportedArtifact,
@@ -29,11 +29,12 @@ from vplab.training.models.names import licence_of, model_name
 from vplab.training.models.parity import ParityCase, make_report
 from vplab.training.models.timm_dino import dino_encoder, is_timm_dino
 from vplab.vision.sam.build import PIXEL_MEAN_RGB, PIXEL_STD_RGB, SamModel, sam_from_state_dict
-from vplab.vision.sam.onnx_decoder import PromptDecoder, decoder_to_onnx
+from vplab.vision.sam.half_precision import HalfDecoder, HalfEncoder
+from vplab.vision.sam.onnx_decoder import PromptDecoder, module_to_onnx
 from vplab.vision.sam.onnx_encoder import IMAGE_EMBEDDING, encoder_to_onnx
 from vplab.vision.sam.state_dict import prefixed
 from vplab.vision.sam.tiny_vit import is_tiny_vit
-from vplab.vision.specs import AdapterBankSpec, EncoderSpec, OutputSpec, Preprocessing, SegmenterSpec
+from vplab.vision.specs import AdapterBankSpec, EncoderSpec, OutputSpec, Precision, Preprocessing, SegmenterSpec
 
 
 def import_model(
@@ -62,6 +63,7 @@ def import_model(
             raise InvalidInput(f"{value} was asked for, but SAM's weights decide this themselves", field=name)
     source = SourceFile(path.name, sha256_of(path), path.stat().st_size, options.source_url)
     importer = _Importer(source, out_dir, options, on_stage)
+    # Both take the tensors out of ``state``, so that none outlives the module it is in.
     return importer.dino(state) if family == "timm" else importer.sam(state)
 
 
@@ -131,21 +133,26 @@ class _Importer:
     options: ImportOptions
     on_stage: Callable[[str], None]
 
+    @property
+    def _suffix(self) -> str:
+        return {"float32": "", "float16": "-fp16", "float16-encoder": "-fp16e"}[self.options.precision]
+
     def sam(self, state: dict[str, Tensor]) -> ImportedModel:
         model = sam_from_state_dict(state)
-        name = model_name(model.family, model.architecture, self.options.name)
+        state.clear()
+        name = model_name(model.family, model.architecture, self.options.name, self._suffix)
         encoder_spec, segmenter_spec = sam_specs(model)
-        encoder = self._export_encoder(f"{name}-encoder", model.image_encoder, encoder_spec)
+        encoder_spec = encoder_spec.model_copy(update={"precision": self.options.encoder_precision})
+        segmenter_spec = segmenter_spec.model_copy(update={"precision": self.options.decoder_precision})
+        images, encoder = self._encoder(f"{name}-encoder", model.image_encoder, encoder_spec)
         self.on_stage("exporting the mask decoder")
-        program = decoder_to_onnx(model.prompt_encoder, model.mask_decoder)
-        segmenter = self._write(f"{name}-segmenter", segmenter_spec, program)
+        segmenter = self._write(f"{name}-segmenter", segmenter_spec, _decoder_to_onnx(model, segmenter_spec.precision))
 
-        images, encoder.cases = self._compare_encoder(encoder, model.image_encoder, encoder_spec)
         self.on_stage("comparing the mask decoder")
         segmenter.cases = compare_segmenter(model, segmenter.graph, segmenter_spec, images, self.options.seed)
         packages = ["segment-anything", *(["timm"] if model.family == "mobile_sam" else [])]
-        if self.options.bank_image_sizes_hw:
-            self._add_bank(segmenter, model, encoder.graph, encoder_spec, packages)
+        if self.options.has_bank and segmenter_spec.precision == "float32":
+            self._add_bank(segmenter, model, EncodedPictures(images.transforms, images.actual), packages)
         reference = f"the torch modules of {' and '.join(packages)}"
         link = LineageLink("image_encoder", encoder.artifact_id)
         return ImportedModel(
@@ -159,42 +166,46 @@ class _Importer:
 
     def dino(self, state: dict[str, Tensor]) -> ImportedModel:
         module, spec = dino_encoder(state, architecture=self.options.architecture, input_size=self.options.input_size)
-        name = model_name(spec.family, spec.architecture, self.options.name)
-        encoder = self._export_encoder(f"{name}-encoder", module, spec)
-        _, encoder.cases = self._compare_encoder(encoder, module, spec)
+        state.clear()
+        spec = spec.model_copy(update={"precision": self.options.encoder_precision})
+        name = model_name(spec.family, spec.architecture, self.options.name, self._suffix)
+        _, encoder = self._encoder(f"{name}-encoder", module, spec)
         return ImportedModel(name, self.source, (self._finish(name, encoder, "timm's model", ("timm",)),))
 
     def _add_bank(
-        self, segmenter: "_Draft", model: SamModel, encoder: Path, encoder_spec: EncoderSpec, packages: Sequence[str]
+        self, segmenter: "_Draft", model: SamModel, pictures: EncodedPictures, packages: Sequence[str]
     ) -> None:
         """Raises FailedPrecondition, after writing the files, if the comparison failed."""
-        sizes = self.options.bank_image_sizes_hw
-        self.on_stage(f"exporting the adapter bank and comparing it on {len(sizes)} images")
+        self.on_stage("exporting and comparing the adapter bank")
         assert isinstance(segmenter.spec, SegmenterSpec)
         bank = AdapterBankSpec()
         segmenter.spec = segmenter.spec.model_copy(update={"adapter_bank": bank})
         folder = segmenter.graph.parent
-        pictures = encode_pictures(encoder, encoder_spec, sizes, self.options.seed)
         decoder = PromptDecoder(model.prompt_encoder, model.mask_decoder).eval()
         report = write_bank(decoder, folder, segmenter.spec, pictures, packages)
         segmenter.files |= {name: folder / name for name in (bank.graph, PARITY_FILE)}
         report.require_passed(f"{segmenter.artifact_id}'s bank")
 
-    def _export_encoder(self, artifact_id: str, module: nn.Module, spec: EncoderSpec) -> _Draft:
+    def _encoder(self, artifact_id: str, module: nn.Module, spec: EncoderSpec) -> tuple[EncodedImages, _Draft]:
+        """Export and compare an encoder; takes the weights out of ``module``."""
+        sizes = self.options.parity_image_sizes_hw
+        self.on_stage(f"encoding {len(sizes)} images in torch")
+        images = encode_by_torch(module, spec, sizes, self.options.seed)
         self.on_stage("exporting the image encoder")
-        return self._write(artifact_id, spec, encoder_to_onnx(module, spec.preprocessing.size, spec.outputs[0].name))
+        exported = HalfEncoder(module) if spec.precision == "float16" else module
+        program = encoder_to_onnx(exported, spec.preprocessing.size, spec.outputs[0].name)
+        draft = self._write(artifact_id, spec, program)
+        # The weights of a large model are in memory once: they leave before the graph is loaded.
+        del program
+        module.to("meta")
+        self.on_stage(f"comparing the image encoder on {len(sizes)} images")
+        encoded, draft.cases = compare_encoder(draft.graph, spec, images)
+        return encoded, draft
 
     def _write(self, artifact_id: str, spec: EncoderSpec | SegmenterSpec, program: torch.onnx.ONNXProgram) -> _Draft:
         path = self.out_dir / artifact_id / spec.graph
         files = write_graph(program, path, max_single_file_bytes=self.options.max_single_file_bytes)
         return _Draft(artifact_id, spec, files)
-
-    def _compare_encoder(
-        self, draft: _Draft, module: nn.Module, spec: EncoderSpec
-    ) -> tuple[EncodedImages, list[ParityCase]]:
-        sizes = self.options.parity_image_sizes_hw
-        self.on_stage(f"comparing the image encoder on {len(sizes)} images")
-        return compare_encoder(module, draft.graph, spec, sizes, self.options.seed)
 
     def _finish(
         self, name: str, draft: _Draft, reference: str, packages: Sequence[str], *lineage: LineageLink
@@ -223,5 +234,10 @@ class _Importer:
             licence=licence,
             metrics=parity.metrics,
             lineage=lineage,
-            labels={"family": spec.family, "architecture": spec.architecture},
+            labels={"family": spec.family, "architecture": spec.architecture, "precision": spec.precision},
         )
+
+
+def _decoder_to_onnx(model: SamModel, precision: Precision) -> torch.onnx.ONNXProgram:
+    decoder = HalfDecoder if precision == "float16" else PromptDecoder
+    return module_to_onnx(decoder(model.prompt_encoder, model.mask_decoder).eval(), model.prompt_encoder)

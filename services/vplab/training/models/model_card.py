@@ -1,7 +1,7 @@
 """The page that goes with an imported version. Imports no torch."""
 
 from vplab.training.models.imported import SourceFile
-from vplab.training.models.parity import MASK_IOU_TOLERANCE, ParityReport
+from vplab.training.models.parity import ParityReport
 from vplab.vision.specs import EncoderSpec, SegmenterSpec
 
 _PUBLISHERS = {
@@ -23,7 +23,8 @@ def model_card(
     publisher, page, paper = _PUBLISHERS[_publisher(spec)]
     worst = parity.metrics
     iou = worst.get("parity_mask_iou")
-    masks = "" if iou is None else f" Smallest mask IoU {iou:.5f} (needed {MASK_IOU_TOLERANCE})."
+    needed = min(case.mask_iou_tolerance for case in parity.cases)
+    masks = "" if iou is None else f" Smallest mask IoU {iou:.5f} (needed {needed})."
     return f"""# {title}
 
 {publisher}; {paper}; {page}
@@ -31,6 +32,7 @@ def model_card(
 | | |
 |---|---|
 | architecture | {spec.architecture} ({spec.family}) |
+| computes in | {spec.precision} |
 | licence of the published weights | {licence} |
 | imported file | {source.name}, {source.size_bytes:,} bytes |
 | sha256 of that file | {source.sha256} |

@@ -10,7 +10,7 @@ DINO_ARCHITECTURE = re.compile(
 )
 """timm's names of DINO models, without the tag of the training data."""
 
-_ARTIFACT_NAME = re.compile(r"[a-z][a-z0-9-]{0,51}(?<!-)")
+_ARTIFACT_NAME = re.compile(r"[a-z][a-z0-9-]{0,46}(?<!-)")
 _SIZES = {
     "tiny": "t{}",
     "small": "s{}",
@@ -27,18 +27,22 @@ _PUBLISHED_NAMES = {("sam", "vit_b"): "sam-vit-b", ("sam", "vit_l"): "sam-vit-l"
 }
 
 
-def model_name(family: str, architecture: str, wanted: str | None = None) -> str:
-    """Return the first part of a model's artifact ids: ``wanted`` or the publisher's name.
+def model_name(family: str, architecture: str, wanted: str | None = None, suffix: str = "") -> str:
+    """Return the first part of a model's artifact ids: ``wanted`` or the publisher's name, then ``suffix``.
 
     Raises InvalidInput (field ``name``) if ``wanted`` cannot begin an artifact id.
     """
-    if wanted is not None:
-        if not _ARTIFACT_NAME.fullmatch(wanted):
-            raise InvalidInput(
-                f"{wanted!r} is not a model name: a letter, then up to 51 letters, digits and hyphens, all lower case",
-                field="name",
-            )
-        return wanted
+    if wanted is None:
+        return _publishers_name(family, architecture) + suffix
+    if not _ARTIFACT_NAME.fullmatch(wanted):
+        raise InvalidInput(
+            f"{wanted!r} is not a model name: a letter, then up to 46 letters, digits and hyphens, all lower case",
+            field="name",
+        )
+    return wanted + suffix
+
+
+def _publishers_name(family: str, architecture: str) -> str:
     if family == "timm":
         return dino_name(architecture)
     published = _PUBLISHED_NAMES.get((family, architecture))

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -11,18 +11,34 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from vplab.errors import FailedPrecondition
+from vplab.vision.specs import Precision
 
 FloatArray = NDArray[np.float32]
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference of low-resolution logits and IoU predictions, given the same image embedding."""
-END_TO_END_LOGIT_TOLERANCE = 1e-2
-"""The same with each side's own image embedding, whose rounding a deep encoder's residual stream amplifies."""
 MASK_IOU_TOLERANCE = 0.999
-EMBEDDING_TOLERANCE = 1e-2
-"""Largest difference of an image embedding, in standard deviations of the reference."""
-FEATURE_TOLERANCE = 1e-3
+EMBEDDING_TOLERANCE: dict[Precision, float] = {"float32": 1e-2, "float16": 0.25}
+"""Largest difference of an image embedding, in standard deviations of the reference. Of float16 only the masks tell
+whether it matters."""
+FEATURE_TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "float16": 1e-2}
 """Largest difference of a component of a patch feature, which is a unit vector."""
+
+
+class DecodingTolerance(NamedTuple):
+    """How far a decoder's answers may be from the reference's."""
+
+    logits: float
+    iou_predictions: float
+    mask_iou: float
+
+
+GIVEN_EMBEDDING = DecodingTolerance(LOGIT_TOLERANCE, LOGIT_TOLERANCE, MASK_IOU_TOLERANCE)
+"""With the same image embedding on both sides."""
+END_TO_END = DecodingTolerance(1e-2, 1e-2, MASK_IOU_TOLERANCE)
+"""With each side's own image embedding, whose rounding a deep encoder's residual stream amplifies."""
+HALF_PRECISION = DecodingTolerance(1.0, 0.05, 0.99)
+"""Of float16 against float32: logits span about -20 to 20, and what is judged is the masks."""
 
 
 class _Report(BaseModel):
@@ -43,19 +59,25 @@ class ParityCase(_Report):
     max_abs_tolerance: float
     mask_iou: float | None = None
     """IoU of the masks at the segmenter's threshold, over all prompts and planes together; None without masks."""
+    mask_iou_tolerance: float = MASK_IOU_TOLERANCE
+    """Least ``mask_iou``."""
     min_mask_iou: float | None = None
     """The same of the worst single mask. Not judged: one borderline pixel of a small mask moves it past any limit."""
     max_iou_prediction_difference: float | None = None
+    iou_prediction_tolerance: float | None = None
+    """None is ``max_abs_tolerance``."""
 
     @property
     def passed(self) -> bool:
         """Whether every figure is within its tolerance; NaN is not."""
+        of_predictions = self.iou_prediction_tolerance
         return (
             self.max_abs_difference <= self.max_abs_tolerance
-            and (self.mask_iou is None or self.mask_iou >= MASK_IOU_TOLERANCE)
+            and (self.mask_iou is None or self.mask_iou >= self.mask_iou_tolerance)
             and (
                 self.max_iou_prediction_difference is None
-                or self.max_iou_prediction_difference <= self.max_abs_tolerance
+                or self.max_iou_prediction_difference
+                <= (self.max_abs_tolerance if of_predictions is None else of_predictions)
             )
         )
 
@@ -86,7 +108,7 @@ class ParityReport(_Report):
             return
         failed = [
             f"{c.name}: {c.quantity} differ by {c.max_abs_difference:.3g} (allowed {c.max_abs_tolerance:.3g})"
-            + ("" if c.mask_iou is None else f", mask IoU {c.mask_iou:.4f} (needed {MASK_IOU_TOLERANCE})")
+            + ("" if c.mask_iou is None else f", mask IoU {c.mask_iou:.4f} (needed {c.mask_iou_tolerance})")
             for c in self.cases
             if not c.passed
         ]
@@ -117,7 +139,7 @@ def logit_case(
     actual: tuple[FloatArray, FloatArray],
     expected: tuple[FloatArray, FloatArray],
     threshold: float,
-    tolerance: float = LOGIT_TOLERANCE,
+    tolerance: DecodingTolerance = GIVEN_EMBEDDING,
 ) -> ParityCase:
     """Compare what two decoders answer to the same prompts: logits (N, M, h, w) and IoU predictions (N, M) of each.
 
@@ -131,10 +153,12 @@ def logit_case(
         num_tokens=num_tokens,
         quantity="low_res_logits",
         max_abs_difference=max_abs_difference(actual[0], expected[0]),
-        max_abs_tolerance=tolerance,
+        max_abs_tolerance=tolerance.logits,
         mask_iou=mask_iou,
+        mask_iou_tolerance=tolerance.mask_iou,
         min_mask_iou=worst,
         max_iou_prediction_difference=max_abs_difference(actual[1], expected[1]),
+        iou_prediction_tolerance=tolerance.iou_predictions,
     )
 
 

@@ -35,4 +35,5 @@ class PatchFeatures(nn.Module):
         """Return one unit vector per patch, row-major from the top left."""
         tokens: Tensor = self.backbone.forward_features(image)  # type: ignore[operator]
         patches = tokens[:, self.num_prefix_tokens :]
-        return nn.functional.normalize(patches, dim=-1).unflatten(1, self.grid_hw)  # type: ignore[no-any-return]
+        # A backbone in float16 gives features whose length float16 cannot tell from one exactly enough.
+        return nn.functional.normalize(patches.float(), dim=-1).unflatten(1, self.grid_hw)  # type: ignore[no-any-return]
