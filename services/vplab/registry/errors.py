@@ -56,6 +56,13 @@ class BlobMissing(FailedPrecondition):
         super().__init__(f"blob {digest} of file {path!r} is not stored; upload it first", metadata={"digest": digest})
 
 
+class ParityFailed(FailedPrecondition):
+    """A version's own report says that its graph does not match what it was made from."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} did not pass its parity report, so no alias may point at it", metadata={"name": name})
+
+
 class ArtifactInUse(FailedPrecondition):
     """A live lease holds the artifact."""
 

@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from vplab.vision.images import PixelFormat
+
+PARITY_PASSED: Final = "parity_passed"
+"""Metric of a published version: 1 if its graph matches what it was made from; the registry promotes none with 0."""
 
 
 class TuningMethod(StrEnum):

@@ -7,7 +7,7 @@ import pytest
 from fakes.registry_stores import FakeClock, Stores, make_artifact, opened_registry, publish_bytes
 from vplab.errors import InvalidInput
 from vplab.registry.core.registry import Registry, Retention
-from vplab.registry.errors import EtagMismatch, ResourceNotFound, RevisionExpired
+from vplab.registry.errors import EtagMismatch, ParityFailed, ResourceNotFound, RevisionExpired
 from vplab.registry.paging import PageRequest
 from vplab.registry.values import AliasChange, AliasKey, VersionKey
 
@@ -52,6 +52,17 @@ def test_stale_etag_is_refused_with_the_current_one(registry: Registry, versions
 def test_star_moves_an_alias_whatever_it_is(registry: Registry, versions: list[VersionKey]) -> None:
     registry.aliases.set(PRODUCTION, versions[0], etag="*")
     assert registry.aliases.set(PRODUCTION, versions[1], etag="*").version == versions[1]
+
+
+def test_an_alias_never_points_at_a_version_that_failed_its_parity_report(registry: Registry) -> None:
+    make_artifact(registry)
+    failed, passed = (
+        publish_bytes(registry, "scratch", b"graph", metrics={"parity_passed": n}).key for n in (0.0, 1.0)
+    )
+    with pytest.raises(ParityFailed, match="did not pass its parity report"):
+        registry.aliases.set(PRODUCTION, failed, etag="*")
+    assert changes(registry) == ()
+    assert registry.aliases.set(PRODUCTION, passed, etag="*").version == passed
 
 
 @pytest.mark.parametrize("etag", ["7", '"', '"a', "W/" + '"7"', '"a"b"'])

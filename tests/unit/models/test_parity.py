@@ -28,7 +28,7 @@ def test_a_report_passes_when_every_case_does() -> None:
     report = report_of(case(), case(max_abs_difference=5e-4, mask_iou=0.9995))
     assert report.passed
     report.require_passed("anything")
-    assert report.metrics == {"parity_max_abs_difference": 5e-4, "parity_mask_iou": 0.9995}
+    assert report.metrics == {"parity_passed": 1.0, "parity_max_abs_difference": 5e-4, "parity_mask_iou": 0.9995}
     assert report.versions.keys() == {"onnx", "onnxruntime"}
 
 

@@ -7,12 +7,14 @@ from typing import Final
 from vplab.errors import InvalidInput
 from vplab.registry.checks import MAX_REASON, Violations, check_etag, check_text
 from vplab.registry.core.artifacts import existing, living
-from vplab.registry.errors import EtagMismatch, ResourceNotFound, RevisionExpired
+from vplab.registry.errors import EtagMismatch, ParityFailed, ResourceNotFound, RevisionExpired
 from vplab.registry.paging import Page, PageRequest, make_page
 from vplab.registry.ports import Catalog, Clock, Transaction
 from vplab.registry.values import Alias, AliasChange, AliasKey, VersionKey
 
 ANY_ETAG: Final = "*"
+PARITY_PASSED: Final = "parity_passed"
+"""Metric of versions whose graph was compared with what it was made from; 0 keeps them from being served."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Aliases:
         """Point an alias at a version of its artifact.
 
         etag: the alias's current one; empty if it must not exist yet; "*" whatever it is.
-        Raises ResourceNotFound, EtagMismatch, InvalidInput.
+        Raises ResourceNotFound, EtagMismatch, InvalidInput, ParityFailed.
         """
         found = Violations()
         check_text(found, reason, MAX_REASON, "reason")
@@ -59,6 +61,8 @@ class Aliases:
             target = tx.versions.get(version)
             if target is None:
                 raise ResourceNotFound(str(version))
+            if not target.manifest.metrics.get(PARITY_PASSED, 1.0):
+                raise ParityFailed(str(version))
             before = tx.aliases.get(key)
             current = before.etag if before is not None else ""
             if etag not in (ANY_ETAG, current):

@@ -3,14 +3,11 @@
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from vplab.client.registry import publishing
 from vplab.client.registry.area import AsyncRegistry
 from vplab.client.registry.values import Lineage, Manifest, Version
-from vplab.training.values import ModelRef, TuningPlan, TuningResult
-
-PARITY_PASSED: Final = "parity_passed"
+from vplab.training.values import PARITY_PASSED, ModelRef, TuningPlan, TuningResult
 
 
 class ClientAdapterVersions:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from vplab.errors import FailedPrecondition
+from vplab.training.values import PARITY_PASSED
 from vplab.vision.specs import Precision
 
 FloatArray = NDArray[np.float32]
@@ -97,9 +98,12 @@ class ParityReport(_Report):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The worst figures, for the version's manifest."""
+        """The verdict and the worst figures, for the version's manifest."""
         ious = [c.mask_iou for c in self.cases if c.mask_iou is not None]
-        worst = {"parity_max_abs_difference": max(c.max_abs_difference for c in self.cases)}
+        worst = {
+            PARITY_PASSED: float(self.passed),
+            "parity_max_abs_difference": max(c.max_abs_difference for c in self.cases),
+        }
         return worst | ({"parity_mask_iou": min(ious)} if ious else {})
 
     def require_passed(self, what: str) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from vplab.client import AsyncClient, AsyncSnapshots, ClientOptions
 from vplab.errors import VPLabError
-from vplab.training.backends.client_adapter_versions import PARITY_PASSED, ClientAdapterVersions
+from vplab.training.backends.client_adapter_versions import ClientAdapterVersions
 from vplab.training.backends.client_job_inputs import ClientJobInputs, JobInputs
 from vplab.training.backends.client_models import ClientModels
 from vplab.training.core.options import adapter_spec, recipe
@@ -276,7 +276,6 @@ def _metrics(num_images: int, adapted: AdaptedDecoder, result: TuningResult, rep
         "num_parameters": float(adapted.num_adapter_parameters),
         "best_step": float(result.chosen.step),
         "share": result.chosen.share,
-        PARITY_PASSED: float(report.passed),
         **report.metrics,
     }
 

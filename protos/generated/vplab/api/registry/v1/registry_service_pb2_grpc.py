@@ -235,7 +235,8 @@ class RegistryServiceServicer:
 
     def SetAlias(self, request, context):
         """SetAlias points an alias at a version by compare-and-set and keeps the history. Reasons: INVALID_FIELD,
-        RESOURCE_NOT_FOUND, ETAG_MISMATCH.
+        RESOURCE_NOT_FOUND, ETAG_MISMATCH, PRECONDITION_FAILED (the version's metric "parity_passed" is 0: its graph does not
+        match what it was made from).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
