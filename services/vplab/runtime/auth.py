@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -11,9 +11,11 @@ import structlog
 
 from vplab.errors import Unauthenticated
 from vplab.runtime._file_stamp import Stamp, stamp
+from vplab.runtime.request import CLIENT_KEY
 from vplab.runtime.settings import ServerSettings, SettingsError
 
 _RECHECK_S: Final = 1.0
+_MAX_CLIENT: Final = 512
 _log = structlog.get_logger(__name__)
 
 
@@ -71,19 +73,28 @@ class BearerTokens:
             )
 
 
-def client_of(context: Any, metadata: Mapping[str, str | bytes], *, takes_tokens: bool) -> str:
+def client_of(
+    context: Any, metadata: Mapping[str, str | bytes], *, takes_tokens: bool, trusted: Collection[str] = ()
+) -> str:
     """Return a name for whoever makes a call, by which the device is shared: never a secret.
 
     It is what the client's certificate says, else a digest of its token where tokens are checked, else its connection;
     so callers that share a certificate or a token are one client, and one who needs neither is as many as it connects.
+
+    trusted: names of services that call for others and say for whom. Whoever is known by a connection alone is
+    believed too: it could as well connect once more.
     """
-    identities = context.peer_identities()
+    identities, value = context.peer_identities(), metadata.get("authorization")
     if identities:
-        return f"certificate:{b','.join(identities).decode('utf-8', 'replace')}"
-    value = metadata.get("authorization")
-    if takes_tokens and isinstance(value, str):
-        return f"token:{hashlib.sha256(value.encode()).hexdigest()[:16]}"
-    return str(context.peer())
+        name = f"certificate:{b','.join(identities).decode('utf-8', 'replace')}"
+    elif takes_tokens and isinstance(value, str):
+        name = f"token:{hashlib.sha256(value.encode()).hexdigest()[:16]}"
+    else:
+        name, trusted = str(context.peer()), (str(context.peer()),)
+    behalf = metadata.get(CLIENT_KEY)
+    if name not in trusted or not isinstance(behalf, str) or len(behalf) > _MAX_CLIENT:
+        return name
+    return f"{name} for {behalf}"
 
 
 def authenticator(settings: ServerSettings) -> Authenticator | None:

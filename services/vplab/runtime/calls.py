@@ -74,6 +74,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         max_calls_in_flight: int | None = None,
         default_deadline_s: float | None = None,
         authenticate: Authenticator | None = None,
+        trusted_clients: Collection[str] = (),
         tracer: Tracer | None = None,
         own_services: Collection[str] = (),
     ) -> None:
@@ -82,6 +83,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._max_calls_in_flight = max_calls_in_flight
         self._default_deadline_s = default_deadline_s
         self._authenticate = authenticate
+        self._trusted_clients = frozenset(trusted_clients)
         self._tracer = tracer or NoTracer()
         self._own_services = frozenset(own_services)
         self._wrapped: dict[str, Any] = {}
@@ -118,7 +120,8 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         call_id = request.accept_request_id(proposed if isinstance(proposed, str) else None)
         call = _Call(method, context, exchange, call_id, time.monotonic())
         remaining_s = self._remaining_s(method, context)
-        client = client_of(context, metadata, takes_tokens=self._authenticate is not None)
+        takes_tokens = self._authenticate is not None
+        client = client_of(context, metadata, takes_tokens=takes_tokens, trusted=self._trusted_clients)
         request.enter(call_id, None if remaining_s is None else call.began + remaining_s, client)
         structlog.contextvars.bind_contextvars(request_id=call_id)
         self._calls.add(call)

@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from typing import Final
 
 REQUEST_ID_KEY: Final = "x-request-id"
+CLIENT_KEY: Final = "x-vplab-client"
+"""On whose behalf a service calls, as ``client`` told it."""
 
 _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 

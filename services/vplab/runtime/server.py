@@ -128,6 +128,7 @@ async def running_server(
         max_calls_in_flight=settings.max_calls_in_flight,
         default_deadline_s=settings.default_deadline_s,
         authenticate=authenticator(settings),
+        trusted_clients=settings.trusted_clients,
         tracer=tracer,
         own_services=own_services,
     )

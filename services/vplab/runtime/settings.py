@@ -119,6 +119,10 @@ class ServerSettings(BaseSettings):
     token_file: Path | None = None
     """File with one accepted bearer token a line; blank lines and lines that begin with # are left out. Read again
     within a second of a change. With neither this nor ``tokens`` calls need no token."""
+    trusted_clients: tuple[str, ...] = ()
+    """Services that share the device on behalf of their own callers, a JSON list of ``certificate:<name>`` (of the
+    client certificate) and ``token:<digits>`` (the first 16 hex digits of sha256 of ``Bearer <token>``). Whoever else
+    shows a certificate or a token is one client."""
 
     otlp_endpoint: str | None = None
     """``http://host:4317`` of an OpenTelemetry collector; unset makes no traces. Needs the ``tracing`` extra."""

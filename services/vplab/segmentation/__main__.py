@@ -20,6 +20,7 @@ async def start(config: SegmentationConfig) -> None:
     options = replace(
         ClientOptions.from_environment(),
         request_id=request.request_id,
+        client=request.client,
         time_remaining_s=request.time_remaining_s,
         max_message_bytes=config.max_receive_bytes,
     )

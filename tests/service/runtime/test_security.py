@@ -1,6 +1,7 @@
 """TLS, mutual TLS, renewal of certificates and tokens while the server runs, for real clients."""
 
 import asyncio
+import hashlib
 import os
 import socket
 import ssl
@@ -208,6 +209,47 @@ async def test_others_are_known_by_their_connection_and_not_by_a_token_that_nobo
                 await finish(begin("unary", channel, metadata=bearer(f"any {port}")))
                 await finish(begin("unary", channel))
     assert callers.seen[0] == callers.seen[1] != callers.seen[2] == callers.seen[3]
+
+
+async def test_only_trusted_services_and_connections_may_say_for_whom_they_call(site):
+    callers = Callers()
+
+    async def call(channel, client, token="any"):
+        metadata = (*bearer(token), (request.CLIENT_KEY, client))
+        await finish(begin("unary", channel, metadata=metadata, timeout=20))
+
+    service = f"token:{hashlib.sha256(b'Bearer service').hexdigest()[:16]}"
+    settings = ServerSettings(tokens="service,user", trusted_clients=(service,))
+    async with (
+        running_server(FourKinds(callers).registrations, settings) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        for client, token in (("a", "service"), ("b", "service"), ("a", "user"), ("b", "user"), ("c" * 513, "service")):
+            await call(channel, client, token)
+    assert callers.seen[:2] == [f"{service} for a", f"{service} for b"]
+    assert callers.seen[2] == callers.seen[3] != service
+    assert callers.seen[4] == service
+
+    callers.seen.clear()
+    certificate = site.authority.issue_cert("segmentation@plant.example")
+    for trusted in ((), ("certificate:segmentation@plant.example",)):
+        settings = site.settings(mutual=True, trusted_clients=trusted)
+        async with (
+            running_server(FourKinds(callers).registrations, settings) as server,
+            site.channel(server.address, certificate) as channel,
+        ):
+            await call(channel, "a")
+    name = callers.seen[0]
+    assert callers.seen == [name, f"{name} for a"]
+
+    callers.seen.clear()
+    async with (
+        running_server(FourKinds(callers).registrations, ServerSettings()) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        await call(channel, "a")
+        await call(channel, "b")
+    assert [name.rpartition(" for ")[2] for name in callers.seen] == ["a", "b"]
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ from fakes.servers import serving
 from vplab.api.embedding.v1 import embedding_service_pb2 as pb
 from vplab.api.embedding.v1 import embedding_service_pb2_grpc as pb_grpc
 from vplab.client import AsyncClient, ClientOptions
-from vplab.client.calls import REQUEST_ID_KEY
+from vplab.client.calls import CLIENT_KEY, REQUEST_ID_KEY
 from vplab.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -146,6 +146,19 @@ async def test_every_call_has_a_deadline_an_id_and_its_credentials() -> None:
     assert "s3cret" not in repr(client.options)
 
 
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [("ipv4:10.0.0.7:5555", "ipv4:10.0.0.7:5555"), ("certificate:Prüfstand 3", "certificate:Pr%C3%BCfstand 3")],
+)
+async def test_a_service_says_whom_it_calls_for(name: str, sent: str) -> None:
+    told = Told(nothing)
+    async with serving(registration(told)) as address, client_of(address, client=lambda: name) as client:
+        await client.embedding.get_precompute_job("precomputeJobs/1")
+    async with serving(registration(told)) as address, client_of(address, client=lambda: "") as client:
+        await client.embedding.get_precompute_job("precomputeJobs/1")
+    assert [call.get(CLIENT_KEY) for call in told.calls] == [sent, None]
+
+
 async def test_a_call_does_not_outlive_its_callers_own_deadline() -> None:
     told = Told(nothing)
     async with serving(registration(told)) as address:
@@ -246,5 +259,6 @@ async def test_a_message_above_the_limit_is_named_as_such() -> None:
     assert caught.value.reason == "MESSAGE_TOO_LARGE"
 
 
-def test_client_and_servers_name_the_request_id_alike() -> None:
+def test_client_and_servers_name_their_headers_alike() -> None:
     assert REQUEST_ID_KEY == runtime_request.REQUEST_ID_KEY
+    assert CLIENT_KEY == runtime_request.CLIENT_KEY

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -22,6 +23,10 @@ Value = TypeVar("Value")
 
 REQUEST_ID_KEY = "x-request-id"
 """Header that names a call in the logs of every service it passes through."""
+CLIENT_KEY = "x-vplab-client"
+"""Header that names whoever a service calls for."""
+_PLAIN = " !#$&'()*+,/:;=?@[]"
+"""What a header may hold beside letters and digits; the rest of a name is percent-encoded."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,9 @@ class Calls:
         own: list[tuple[str, str]] = [(REQUEST_ID_KEY, request_id)]
         if self.options.bearer_token:
             own.append(("authorization", f"Bearer {self.options.bearer_token}"))
+        client = self.options.client() if self.options.client else ""
+        if client:
+            own.append((CLIENT_KEY, quote(client, safe=_PLAIN)))
         return (*own, *_trace_context(), *self.options.metadata)
 
     @contextmanager

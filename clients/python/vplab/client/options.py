@@ -43,6 +43,8 @@ class ClientOptions:
     """Deadline of every call; None leaves each method its own default."""
     request_id: Callable[[], str] | None = None
     """Gives the id of the call in progress, so that a service's calls can be found under its caller's id."""
+    client: Callable[[], str] | None = None
+    """Gives the name of whoever a service makes its calls for, so that devices are shared between those."""
     time_remaining_s: Callable[[], float | None] | None = None
     """Gives the seconds that the caller still waits; no call outlives them."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
