@@ -3,12 +3,20 @@
 import re
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 
 from vplab.errors import InvalidInput, NotFound
 from vplab.training.models.catalogue import catalogue, find_entry
 from vplab.training.models.names import dino_name, licence_of, model_name
+
+
+def test_the_table_of_graphs_lists_every_published_model() -> None:
+    """If it does not: ``python tests/bench/model_graphs.py``."""
+    readme = (resources.files("vplab.training.models") / "README.md").read_text()
+    _, table, _ = readme.split("graphs, by tests/bench/model_graphs.py -->")
+    assert re.findall(r"^\| ([a-z][a-z0-9-]+) \| \d+ \|", table, re.M) == ["nano", *(e.name for e in catalogue())]
 
 
 def test_every_name_is_unique_and_can_begin_an_artifact_id() -> None:

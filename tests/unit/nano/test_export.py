@@ -8,6 +8,7 @@ import pytest
 
 from vplab.vision.adapters.bank_layout import BANK_INPUT, LAYOUT_KEY, BankLayout
 from vplab.vision.adapters.spec import default_spec
+from vplab.vision.preprocessing import preprocess
 from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 
 BUILTIN = resources.files("vplab.registry") / "builtin"
@@ -32,6 +33,24 @@ def test_the_shipped_encoder_gives_what_its_spec_promises():
         (single,) = session.run([output.name], {"image": images[1:]})
         np.testing.assert_allclose(batch[1:], single, atol=1e-4)
     assert np.allclose(np.linalg.norm(session.run(["patch_features"], {"image": images})[0], axis=-1), 1, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_shipped_encoder_sees_each_of_twenty_images_in_a_batch_as_it_does_alone():
+    pytest.importorskip("torch", reason="the pictures are those of the importer's comparison")
+    from vplab.training.models.compare import make_picture
+    from vplab.training.models.imported import PARITY_IMAGE_SIZES_HW
+
+    folder, spec = shipped("nano-encoder")
+    session = ort.InferenceSession((folder / spec.graph).read_bytes(), providers=["CPUExecutionProvider"])
+    pictures = [make_picture(size_hw, seed) for seed, size_hw in enumerate(PARITY_IMAGE_SIZES_HW)]
+    images = np.stack([preprocess(picture, spec.preprocessing).tensor for picture in pictures])
+    names = [output.name for output in spec.outputs]
+    alone = [session.run(names, {"image": image[None]}) for image in images]
+    together = [session.run(names, {"image": images[i : i + 5]}) for i in range(0, 20, 5)]
+    for output in range(len(names)):
+        expected, found = (np.concatenate([run[output] for run in runs]) for runs in (alone, together))
+        np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
 
 
 def test_the_shipped_segmenter_decodes_prompts_of_several_images_at_once():

@@ -249,6 +249,7 @@ def pull(
         results.print(table)
         return
     entry = catalogue.find_entry(name)
+    chosen = _precision(precision)
     if entry.needs_consent and not accept:
         message = f"{name} comes under {entry.licence}: read {entry.page}, then add --accept-licence"
         raise FailedPrecondition(message)
@@ -269,7 +270,7 @@ def pull(
         name=entry.name,
         architecture=architecture,
         source_url=entry.url,
-        precision=_precision(precision),
+        precision=chosen,
     )
     versions = run_async(_import_and_publish(where, path, options, promote_alias))
     _report_published(versions, json_file)
