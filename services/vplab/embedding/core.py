@@ -31,10 +31,9 @@ from vplab.embedding.values import (
 from vplab.errors import Internal, NotFound
 from vplab.runtime.device_queue import DeviceQueue, Priority
 from vplab.runtime.single_flight import SingleFlight
+from vplab.vision.half_values import to_half
 
 Value = TypeVar("Value")
-
-_FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def _tensors(version: EncoderVersion, outputs: EncodedOutputs, precision: Precis
             raise Internal(f"{version.model.name} returned values that are not finite")
         array: Array = values
         if precision is Precision.FLOAT16:
-            array = np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
+            array = to_half(values)
         array.flags.writeable = False
         tensors.append(NamedTensor(output.name, output.role, array))
     return tuple(tensors)

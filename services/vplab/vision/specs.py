@@ -6,6 +6,7 @@ digests, and no service guesses a size, a mean or an output's role from a file n
 
 import hashlib
 import json
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -37,7 +38,7 @@ class Preprocessing(_Spec):
     std_rgb: Triple
     """Divides each channel, in the 0..255 range; padding is zero after this division."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 hex of the canonical JSON; part of every embedding key."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vplab.runtime.onnx_session import OnnxSettings, create_session
 from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.final_masks import final_mask
+from vplab.vision.half_values import to_half
 from vplab.vision.images import decode_image
 from vplab.vision.masks import decode_runs, encode_runs
 from vplab.vision.preprocessing import FrameTransform, frame_transform, preprocess
@@ -120,10 +121,7 @@ class Work:
         digests = []
         for index, (data, image) in enumerate(zip(images, prepared, strict=True)):
             # Every output is brought to half precision, as the embedding service does; clicks use two of them.
-            halves = {
-                role: np.clip(values[index], -65504, 65504).astype(np.float16)
-                for role, values in zip(self._roles, found, strict=True)
-            }
+            halves = {role: to_half(values[index]) for role, values in zip(self._roles, found, strict=True)}
             digest = hashlib.sha256(data).hexdigest()
             kept = self._made(halves["image_embedding"], halves["colours"], image.transform)
             self._keep(digest, kept)
