@@ -240,7 +240,7 @@ def test_mobile_sam_is_imported_from_its_own_layout(tmp_path: Path) -> None:
     options = ImportOptions(family="mobile_sam", parity_image_sizes_hw=((300, 400),), has_bank=False)
     encoder, segmenter = import_model(tmp_path / "mobile_sam.pt", out_dir=tmp_path, options=options).artifacts
     assert encoder.artifact_id == f"{find_entry('mobile-sam').name}-encoder"
-    assert encoder.labels == {"family": "mobile_sam", "architecture": "vit_t"}
+    assert encoder.labels == {"family": "mobile_sam", "architecture": "vit_t", "precision": "float32"}
     predictor = GraphPredictor(encoder.files["model.json"].parent, segmenter.files["model.json"].parent)
     embedding, transform = predictor.embed(make_picture((300, 400), 1))
     assert embedding.shape == (1, 256, 64, 64)
