@@ -13,7 +13,10 @@ from torch import nn
 
 from fakes.graph_predictor import GraphPredictor, open_session
 from fakes.sam_checkpoints import write_dino_file, write_mobile_sam_checkpoint, write_sam_checkpoint
+from vplab.embedding.backends.onnx_encoders import OnnxEncoderLoader
 from vplab.errors import FailedPrecondition, InvalidInput
+from vplab.runtime.onnx_session import OnnxSettings
+from vplab.segmentation.backends.onnx_segmenters import OnnxSegmenterLoader
 from vplab.training.models import adapter_bank, importing
 from vplab.training.models.adapter_bank import random_adapter
 from vplab.training.models.catalogue import find_entry
@@ -228,7 +231,11 @@ def test_float16_graphs_have_names_of_their_own_and_are_judged_by_their_masks(
         assert elements <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
     report = ParityReport.model_validate_json(segmenter.files["parity.json"].read_bytes())
     assert {c.mask_iou_tolerance for c in report.cases if c.name.endswith("from the image")} == {0.99}
+    assert isinstance(encoder.spec, EncoderSpec)
     assert isinstance(segmenter.spec, SegmenterSpec)
+    settings = OnnxSettings(providers=("cpu",))
+    OnnxEncoderLoader(settings).load("encoder", encoder.files["encoder.onnx"].parent, encoder.spec)
+    OnnxSegmenterLoader(settings).load("segmenter", "", segmenter.files["decoder.onnx"].parent, segmenter.spec)
     if precision == "float16":
         with pytest.raises(FailedPrecondition, match=r"decoder\.onnx cannot be tuned"):
             load_decoder(segmenter.files["decoder.onnx"].parent, segmenter.spec)

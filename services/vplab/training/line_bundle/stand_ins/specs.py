@@ -33,6 +33,7 @@ class EncoderSpec:
     outputs: tuple[OutputSpec, ...]
     kind: str = "encoder"
     graph: str = "encoder.onnx"
+    precision: str = "float32"
 
     def output(self, role: str) -> OutputSpec | None:
         """Return the output that plays ``role``, or None."""
@@ -65,6 +66,7 @@ class SegmenterSpec:
     low_res_hw: tuple[int, int]
     kind: str = "segmenter"
     graph: str = "decoder.onnx"
+    precision: str = "float32"
     num_planes: int = 4
     mask_threshold: float = 0.0
     prompt_raster: PromptRaster | None = None
