@@ -1,12 +1,13 @@
-"""A line bundle beside the services it was made from: equal masks, and nothing of them loaded."""
+"""A line bundle beside the services it was made from: equal masks from both programs, and no service is loaded."""
 
 import asyncio
+import filecmp
 import json
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from fakes.cpp_line_program import SOURCE, build_line_program
+from fakes.line_site import line_site
 from fakes.segmentation_site import Site, as_png, iou
+from fakes.small_sam import ENCODER_SPEC, encoder_onnx, small_site
+from fakes.small_sam import SEGMENTER as SMALL_SEGMENTER
 from fakes.training_site import NANO, SEGMENTER, nano_site, training_beside
 from vplab.client import AsyncClient, AsyncSnapshots
-from vplab.client.segmentation.values import PromptSetDraft, Reference, SegmentClass, SegmentOptions
+from vplab.client.segmentation.values import MatcherName, PromptSetDraft, Reference, SegmentClass, SegmentOptions
 from vplab.vision.synthesis import synthesize_inspection_set
 
 # Runs the program without site-packages' start files, so that only what is there in so many words can be imported,
@@ -47,6 +52,10 @@ CLASSES = [SegmentClass(3, "patch"), SegmentClass(9, "scratch")]
 SIZE_HW = (192, 256)
 
 
+Run = Callable[[Path, Path, Path], None]
+"""Runs a bundle's program, on an image, into a folder."""
+
+
 def run_program(bundle: Path, *arguments: str | Path) -> dict[str, Any]:
     """Run a bundle's segment.py apart from everything else, and return what it says of its process."""
     packages = sysconfig.get_paths()["purelib"]
@@ -55,6 +64,37 @@ def run_program(bundle: Path, *arguments: str | Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return said
+
+
+def run_python(bundle: Path, image: Path, out: Path) -> None:
+    said = run_program(bundle, image, "--out", out, "--check", "--threads", "1")
+    assert said["status"] == 0
+    alone = {"numpy", "cv2", "onnxruntime", "vplab", "line_program", "__main__", "__mp_main__"}
+    assert set(said["loaded"]) <= alone
+    assert said["vplab"] == str(bundle / "vplab" / "__init__.py")
+
+
+@pytest.fixture(scope="module")
+def cpp_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_line_program(tmp_path_factory.mktemp("cpp"))
+
+
+def run_cpp(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300, cwd="/", env={})
+
+
+@pytest.fixture(params=["python", "cpp"])
+def run(request: pytest.FixtureRequest) -> Run:
+    if request.param == "python":
+        return run_python
+    program = request.getfixturevalue("cpp_program")
+
+    def run(bundle: Path, image: Path, out: Path) -> None:
+        assert not filecmp.dircmp(bundle / "cpp", SOURCE).diff_files
+        done = run_cpp(program, bundle, image, "--out", out, "--threads", "1")
+        assert done.returncode == 0, done.stderr
+
+    return run
 
 
 def write_shifted_adapter(folder: Path, shift: float) -> Path:
@@ -73,9 +113,21 @@ def write_shifted_adapter(folder: Path, shift: float) -> Path:
     return folder
 
 
-async def bundled(client: AsyncClient, bundle_id: str, adapter: str, folder: Path) -> Path:
+def write_feature_encoder(folder: Path) -> Path:
+    """Write an encoder that stretches images, for their features alone."""
+    folder.mkdir()
+    stretched = ENCODER_SPEC.preprocessing.model_copy(update={"resize": "fixed", "interpolation": "bicubic"})
+    spec = ENCODER_SPEC.model_copy(update={"preprocessing": stretched, "outputs": ENCODER_SPEC.outputs[1:]})
+    (folder / "model.json").write_text(spec.model_dump_json())
+    (folder / spec.graph).write_bytes(encoder_onnx())
+    return folder
+
+
+async def bundled(
+    client: AsyncClient, bundle_id: str, adapter: str, folder: Path, prompt_set: str = "artifacts/parts"
+) -> Path:
     """Have a bundle made, and return the folder of its files."""
-    job = await client.training.create_export_job(bundle_id, "artifacts/parts", adapter=adapter)
+    job = await client.training.create_export_job(bundle_id, prompt_set, adapter=adapter)
     async with asyncio.timeout(300):
         while not job.is_done:
             await asyncio.sleep(0.1)
@@ -107,7 +159,7 @@ def pictures(folder: Path, size_hw: tuple[int, int]) -> list[Path]:
 
 
 async def compare(
-    client: AsyncClient, bundle: Path, paths: Sequence[Path], adapter: str, out: Path
+    client: AsyncClient, bundle: Path, paths: Sequence[Path], out: Path, run: Run, adapter: str = ""
 ) -> list[NDArray[np.uint8]]:
     """Segment images both ways and require equal masks; return the label images."""
     labels, num_found = [], 0
@@ -115,18 +167,7 @@ async def compare(
         served = await client.segmentation.segment_image(
             path.read_bytes(), "artifacts/parts", adapter=adapter, options=SegmentOptions(include_instances=True)
         )
-        said = await asyncio.to_thread(run_program, bundle, path, "--out", out, "--check", "--threads", "1")
-        assert said["status"] == 0
-        assert set(said["loaded"]) <= {
-            "numpy",
-            "cv2",
-            "onnxruntime",
-            "vplab",
-            "line_program",
-            "__main__",
-            "__mp_main__",
-        }
-        assert said["vplab"] == str(bundle / "vplab" / "__init__.py")
+        await asyncio.to_thread(run, bundle, path, out)
         label = cv2.imread(str(out / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         assert label.shape == served.image_size_hw
         written = json.loads((out / f"{path.stem}.json").read_text())
@@ -154,30 +195,75 @@ def serving(site: Site) -> Any:
 
 
 @pytest.mark.slow
-async def test_a_bundle_gives_the_masks_of_the_services_and_loads_nothing_of_them(tmp_path: Path) -> None:
+async def test_a_bundle_gives_the_masks_of_the_services_and_loads_nothing_of_them(tmp_path: Path, run: Run) -> None:
     async with nano_site(tmp_path) as site, training_beside(site) as training, serving(site) as segmentation:
         await create_prompt_set(segmentation.client, SegmentOptions(max_points=12))
         paths = pictures(tmp_path, SIZE_HW)
         bundle = await bundled(training.client, "line-a", "", tmp_path / "cache")
-        plain = await compare(segmentation.client, bundle, paths, "", tmp_path / "plain")
+        plain = await compare(segmentation.client, bundle, paths, tmp_path / "plain", run)
         base = await training.client.registry.get_version(SEGMENTER)
         folder = write_shifted_adapter(tmp_path / "adapter", 2.0)
         adapter = await site.publish_adapter_files(folder, "scratches", base=base)
         tuned_bundle = await bundled(training.client, "line-b", adapter.name, tmp_path / "cache")
         assert json.loads((tuned_bundle / "parity" / "adapter.json").read_text()) == {"passed": True}
-        tuned = await compare(segmentation.client, tuned_bundle, paths, adapter.name, tmp_path / "tuned")
+        tuned = await compare(segmentation.client, tuned_bundle, paths, tmp_path / "tuned", run, adapter.name)
         assert sum(int((a != b).sum()) for a, b in zip(plain, tuned, strict=True)) > 0
 
 
 @pytest.mark.slow
-async def test_a_bundle_cuts_large_images_into_the_services_tiles(tmp_path: Path) -> None:
+@pytest.mark.parametrize("matcher", ["softmatch", "graph"])
+async def test_a_bundle_cuts_large_images_into_the_services_tiles(
+    tmp_path: Path, run: Run, matcher: MatcherName
+) -> None:
     async with nano_site(tmp_path) as site, training_beside(site) as training, serving(site) as segmentation:
-        await create_prompt_set(segmentation.client, SegmentOptions(max_points=12, tile_side=200))
+        await create_prompt_set(segmentation.client, SegmentOptions(max_points=12, tile_side=200, matcher=matcher))
         bundle = await bundled(training.client, "line-a", "", tmp_path / "cache")
         paths = pictures(tmp_path, (230, 300))[:2]
-        await compare(segmentation.client, bundle, paths, "", tmp_path / "out")
+        await compare(segmentation.client, bundle, paths, tmp_path / "out", run)
+
+
+@pytest.mark.slow
+async def test_a_bundle_refines_where_the_services_do_and_knows_other_feature_encoders(
+    tmp_path: Path, run: Run
+) -> None:
+    models = {"default_segmenter": f"artifacts/{SMALL_SEGMENTER}", "default_feature_encoder": "artifacts/features"}
+    async with (
+        small_site(tmp_path) as site,
+        training_beside(site, **models) as training,
+        site.segmentation(**models, embedding_precision="float16", refines="auto") as segmentation,
+    ):
+        await site.publish_model(write_feature_encoder(tmp_path / "features"), "features")
+        await create_prompt_set(segmentation.client, SegmentOptions(max_points=12, matcher="prototype"))
+        bundle = await bundled(training.client, "line-a", "", tmp_path / "cache")
+        assert json.loads((bundle / "bundle.json").read_text())["options"]["refines"]
+        await compare(segmentation.client, bundle, pictures(tmp_path, SIZE_HW), tmp_path / "out", run)
+
+
+@pytest.mark.slow
+async def test_what_is_wrong_with_a_bundle_or_a_call_is_said(tmp_path: Path, cpp_program: Path) -> None:
+    async with line_site(tmp_path) as training:
+        bundle = await bundled(training.client, "line-a", "", tmp_path / "cache", "artifacts/patches")
+    image = pictures(tmp_path, SIZE_HW)[0]
+    for arguments in ([bundle], [bundle, image, "--out"], [bundle, image, "--no", "1"]):
+        said = run_cpp(cpp_program, *arguments)
+        assert (said.returncode, said.stderr[:6]) == (2, "usage:")
+    (tmp_path / "text.png").write_text("no image")
+    for path in (tmp_path / "none.png", tmp_path / "text.png"):
+        said = run_cpp(cpp_program, bundle, path)
+        assert (said.returncode, path.name in said.stderr) == (1, True)
+    for name, content in (
+        ("references/rows.npy", b""),
+        ("references/centres.npy", (bundle / "references" / "centres.npy").read_bytes()[:-1]),
+        ("decoder/decoder.onnx", b"no graph"),
+        ("image_encoder/model.json", b"{}"),
+        ("bundle.json", b"{"),
+    ):
         broken = tmp_path / "broken"
         await asyncio.to_thread(shutil.copytree, bundle, broken)
-        (broken / "references" / "rows.npy").write_bytes(b"")
-        said = await asyncio.to_thread(run_program, broken, paths[0], "--check")
-        assert said["status"] == 1
+        (broken / name).write_bytes(content)
+        said = run_cpp(cpp_program, broken, image)
+        assert (said.returncode, name in said.stderr) == (1, True), said.stderr
+        if name != "bundle.json":
+            checked = await asyncio.to_thread(run_program, broken, image, "--check")
+            assert checked["status"] == 1
+        await asyncio.to_thread(shutil.rmtree, broken)

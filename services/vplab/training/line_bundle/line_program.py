@@ -30,7 +30,7 @@ from vplab.vision.prompts import PromptTokens
 from vplab.vision.specs import EncoderSpec, Preprocessing, SegmenterSpec, spec_from_json
 from vplab.vision.tiling import Tile, tile_layout
 
-MANIFEST, SPEC, MATCHER, REFERENCES = "bundle.json", "model.json", "matcher.onnx", "references"
+MANIFEST, SPEC, REFERENCES = "bundle.json", "model.json", "references"
 REFERENCE_ARRAYS = ("rows", "row_weight", "centres", "centre_kind")
 """Inputs of the matcher's graph, each a file in REFERENCES; the first axis is the manifest's classes."""
 SCORES = ("scores", "candidates", "similarity", "mean_similarity", "presence_score", "num_points")
@@ -82,9 +82,9 @@ def crop_tile(image_rgb: ImageRGB, area: Tile) -> ImageRGB:
 class Matcher:
     """The matcher's graph with the references of all classes."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self._session = _session(folder / MATCHER, threads)
-        self._references = {n: np.load(folder / REFERENCES / f"{n}.npy", allow_pickle=False) for n in REFERENCE_ARRAYS}
+    def __init__(self, graph: Path, references: Path, threads: int) -> None:
+        self._session = _session(graph, threads)
+        self._references = {n: np.load(references / f"{n}.npy", allow_pickle=False) for n in REFERENCE_ARRAYS}
 
     def score(self, class_index: int, features: NDArray[np.float32], options: MatchOptions) -> PatchScores:
         """Weigh patches (P, D) for one class of the manifest, which bounds what has to be in memory at once."""
@@ -174,7 +174,7 @@ class Line:
             raise FailedPrecondition(f"{graphs['decoder']} is no segmenter")
         self._spec = spec
         self._decoder = _session(folder / graphs["decoder"] / spec.graph, threads)
-        self._matcher = Matcher(folder, threads)
+        self._matcher = Matcher(folder / graphs["matcher"], folder / REFERENCES, threads)
 
     def segment(self, image_rgb: ImageRGB) -> list[ClassResult]:
         """Find the classes in an image, (H, W, 3) uint8 RGB."""

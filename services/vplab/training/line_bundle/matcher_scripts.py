@@ -1,6 +1,6 @@
 # ruff: noqa: F821  # what names an axis below is no name of Python
 # mypy: ignore-errors
-"""What each of ``MATCHERS`` computes, in onnxscript, which never runs as Python: C classes, P patches, R rows, K centres.
+"""What each of ``MATCHERS`` computes, in onnxscript, which Python never runs: C classes, P patches, R rows, K centres.
 
 The numbers are those of the numpy modules; ``matcher_graph`` says what the inputs are, and compares the two.
 """

@@ -14,7 +14,7 @@ import numpy as np
 from vplab import errors
 from vplab.errors import FailedPrecondition
 from vplab.training.line_bundle import line_program, stand_ins
-from vplab.training.line_bundle.line_program import MANIFEST, MATCHER, REFERENCES, SPEC, Encoder
+from vplab.training.line_bundle.line_program import MANIFEST, REFERENCES, SPEC, Encoder
 from vplab.training.line_bundle.matcher_graph import graph_references, matcher_graph, matcher_parity
 from vplab.training.values import ExportPlan
 from vplab.vision import specs
@@ -39,6 +39,7 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
 _SCHEMA: Final = 1
 _PRECISION: Final = "float16"
 _PROMPT_SET: Final = "prompt_set.json"
+_MATCHER: Final = "matcher.onnx"
 _MODULES: Final = (
     "errors.py",
     "vision/__init__.py",
@@ -75,7 +76,7 @@ def write_bundle(
         "image_encoder": "image_encoder",
         "feature_encoder": "image_encoder" if is_shared else "feature_encoder",
         "decoder": "decoder",
-        "matcher": MATCHER,
+        "matcher": _MATCHER,
     }
     decoder = sources["segmenter" if plan.adapter is None else "adapter"]
     _copy_model(sources["image_encoder"].folder, folder / "image_encoder")
@@ -152,6 +153,7 @@ def _copy_program(folder: Path) -> None:
             shutil.copyfile(path, folder / "vplab" / "vision" / path.name)
     for name in ("segment.py", "line_program.py"):
         shutil.copyfile(here / name, folder / name)
+    shutil.copytree(here / "cpp", folder / "cpp")
 
 
 def _write_matcher(
@@ -163,7 +165,7 @@ def _write_matcher(
     for name, values in graph_references(banks).items():
         np.save(folder / REFERENCES / f"{name}.npy", values)
     graph = matcher_graph(options["matcher"]).SerializeToString()
-    (folder / MATCHER).write_bytes(graph)
+    (folder / _MATCHER).write_bytes(graph)
     tiles = [reference.patches for reference in next(iter(references.values()))]
     parity = matcher_parity(graph, options["matcher"], banks, tiles, options["seed"])
     parity.require_passed(f"{bundle_id}'s matcher")
@@ -229,6 +231,12 @@ Finds the classes of a prompt set in images, without a service and without the r
 writes `NAME.png`, a class id for each pixel, and `NAME.json`: for each class whether it is there, its score, its mask
 as row-major run lengths, the first counting zeros, and its objects. `--check` first compares files with their digests.
 
+The same in C++, where `ONNXRUNTIME` is an unpacked release of ONNX Runtime (1.21 or newer):
+
+    sudo apt-get install cmake g++ libopencv-core-dev libopencv-imgproc-dev libopencv-imgcodecs-dev nlohmann-json3-dev
+    cmake -S cpp -B build -DONNXRUNTIME_DIR=ONNXRUNTIME && cmake --build build
+    build/segment . IMAGE --out FOLDER
+
 ## Classes
 
 {classes}
@@ -246,10 +254,11 @@ Whoever passes the bundle on passes on these models, under their licences.
 - `bundle.json`: digests, options, classes and thresholds.
 - `image_encoder/`, `decoder/` and, where it is another one, `feature_encoder/`: ONNX graphs, each with `model.json`.
   An adapter is part of the decoder's graph.
-- `matcher.onnx`: scores the patches of an image for each class by those of the references; the references are its inputs.
-- `references/`: these inputs, patch features of the references and their centres, for each class of `bundle.json`.
-- `parity/`: how well the graphs agree with the models they were exported from, where that was reported.
-- `segment.py`, `line_program.py`, `vplab/`: the program; all but `vplab/vision/images.py`, `resizing.py` and `specs.py`
-  are copies of what the services run. On PNG, BMP and TIFF the masks are the services'; another JPEG decoder may differ
-  in single pixels.
+- `matcher.onnx`: scores the patches of an image for each class by those of the references, which are its inputs.
+- `references/`: these inputs: patch features and their centres, for the classes in the order of `bundle.json`.
+- `parity/`: how well the graphs agree with what they were made from, where that was reported.
+- `segment.py`, `line_program.py`, `vplab/`: the program in Python; all but `images.py`, `resizing.py` and `specs.py` in
+  `vplab/vision` are copies of what the services run. On PNG, BMP and TIFF the masks are the services'; another JPEG
+  decoder may differ in single pixels.
+- `cpp/`: the same program in C++17.
 """

@@ -10,6 +10,9 @@ from vplab.vision.matching.patches import TargetPatches
 SOFTNESS = 0.05
 """Cosine difference at which a patch is 73 % foreground; differences of true foreground are 0.05 to 0.3."""
 
+_SPACING = 1.5
+"""Least distance of two points in patches."""
+
 
 def similarity_map(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return (P,) float32 in 0..1: how much nearer a patch is to the foreground's centres than to the background's."""
@@ -45,7 +48,7 @@ def propose(found: PatchScores, target: TargetPatches, options: MatchOptions, ca
     chosen = np.zeros(0, np.int64)
     if found.presence_score >= threshold:
         candidates = found.candidates & target.is_home
-        chosen = pick_apart(target.centres_xy, found.scores, candidates, found.max_points, 1.5 * target.spacing_px)
+        chosen = pick_apart(target.centres_xy, found.scores, candidates, found.max_points, _SPACING * target.spacing_px)
     return Match(
         points_xy=target.centres_xy[chosen],
         point_tiles=target.tile_index[chosen],
