@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fakes.four_kinds import KINDS, FourKinds, begin, failure, finish, open_channel
 from vplab import errors
+from vplab.client import AsyncClient, ClientOptions
 from vplab.runtime import auth, request
 from vplab.runtime.server import running_server
 from vplab.runtime.settings import ServerSettings, SettingsError
@@ -250,6 +251,23 @@ async def test_only_trusted_services_and_connections_may_say_for_whom_they_call(
         await call(channel, "a")
         await call(channel, "b")
     assert [name.rpartition(" for ")[2] for name in callers.seen] == ["a", "b"]
+
+
+async def test_the_users_of_one_service_are_as_many_at_the_next():
+    callers, own_pool = Callers(), [("grpc.use_local_subchannel_pool", 1)]
+    async with running_server(FourKinds(callers).registrations, ServerSettings()) as behind:
+        options = ClientOptions(client=request.client)
+        async with AsyncClient(registry=behind.address, options=options) as client:
+
+            async def forward() -> None:
+                await client.registry.query_upload("0" * 64)
+
+            async with running_server(FourKinds(forward).registrations, ServerSettings()) as front:
+                for _ in range(2):
+                    async with grpc.aio.insecure_channel(front.address, options=own_pool) as channel:
+                        await finish(begin("unary", channel))
+                        await finish(begin("unary", channel))
+    assert callers.seen[0] == callers.seen[1] != callers.seen[2] == callers.seen[3]
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
