@@ -128,7 +128,10 @@ def compare_encoder(graph: Path, spec: EncoderSpec, images: TorchImages) -> tupl
             name=f"encode {size} at a time",
             image_sizes_hw=tuple(t.original_hw for batch in same for t in images.transforms[batch]),
             quantity="image_embedding" if output.role == "early_features" else output.role,
-            max_abs_difference=max(max_abs_difference(actual[batch], images.expected[batch]) for batch in same),
+            # Not Python's max, which may pass over NaN.
+            max_abs_difference=float(
+                np.max([max_abs_difference(actual[batch], images.expected[batch]) for batch in same])
+            ),
             max_abs_tolerance=tolerance,
         )
         for size, same in sorted(batches.items())
