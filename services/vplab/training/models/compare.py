@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vplab.runtime.onnx_session import OnnxSettings, create_session
+from vplab.runtime.onnx_session import OnnxSettings, create_session, releasing_run
 from vplab.training.models.parity import (
     EMBEDDING_TOLERANCE,
     END_TO_END,
@@ -39,9 +39,10 @@ from vplab.vision.specs import EncoderSpec, Precision, SegmenterSpec
 
 PROVIDERS = ("CPUExecutionProvider",)
 """Both sides run on the CPU, where a difference is the graph's and not the device's."""
-_BATCH_SIZES = (1, 2, 3)
-"""Images of an encoder's runs, in turn. Attention over all of SAM ViT-H's patches takes 16 heads x 4096^2 x 4 bytes,
-1 GiB, for each image and more than once, so more would not fit where the model itself does."""
+_MAX_BATCH = 3
+_MAX_PATCHES = 8192
+"""Patches of a batch, two images of SAM's: attention over all 4096 of ViT-H's takes 16 heads x 4096^2 x 4 bytes, 1 GiB,
+five times for each image, and should fit where the model itself does."""
 _PART = 6
 """Prompts decoded together: all of SAM's would take gigabytes."""
 _NUM_TWICE = 4
@@ -109,7 +110,7 @@ def encode_by_torch(
 
 
 def compare_encoder(graph: Path, spec: EncoderSpec, images: TorchImages) -> tuple[EncodedImages, list[ParityCase]]:
-    """Encode the same images in ONNX Runtime, in batches of every size of _BATCH_SIZES; a case for each size."""
+    """Encode the same images in ONNX Runtime, alone and in batches of two and three; a case for each size."""
     output = spec.outputs[0]
     session = open_graph(graph)
     has_known_scale = output.role in ("patch_features", "colours")
@@ -119,8 +120,10 @@ def compare_encoder(graph: Path, spec: EncoderSpec, images: TorchImages) -> tupl
         tolerance = EMBEDDING_TOLERANCE[spec.precision] * float(images.expected.std())
     parts: list[FloatArray] = []
     batches: dict[int, list[slice]] = {}
-    for batch in _batches(len(images.transforms)):
-        parts.append(session.run([output.name], {INPUT_NAME: images.tensors[batch]})[0])
+    grid = spec.preprocessing.size // output.stride
+    for batch in _batches(len(images.transforms), max(2, min(_MAX_BATCH, _MAX_PATCHES // grid**2))):
+        # The arena would keep gigabytes until the import ends.
+        parts += releasing_run(session, [output.name], {INPUT_NAME: images.tensors[batch]})
         batches.setdefault(batch.stop - batch.start, []).append(batch)
     actual = np.concatenate(parts)
     cases = [
@@ -139,9 +142,9 @@ def compare_encoder(graph: Path, spec: EncoderSpec, images: TorchImages) -> tupl
     return EncodedImages(images.transforms, images.expected, actual, spec.precision), cases
 
 
-def _batches(count: int) -> Iterator[slice]:
+def _batches(count: int, largest: int) -> Iterator[slice]:
     start = 0
-    for size in cycle(_BATCH_SIZES):
+    for size in cycle(range(1, largest + 1)):
         if start >= count:
             return
         yield slice(start, min(start + size, count))
