@@ -10,6 +10,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <regex>
+#include <sstream>
 #include <stdexcept>
 
 #include "colours.hpp"
@@ -51,12 +53,12 @@ inline Tensor read_npy(const fs::path& file) {
     throw Failure(file, "is no .npy file of version 1");
   std::string header(start[8] + 256 * start[9], ' ');
   stream.read(header.data(), std::streamsize(header.size()));
-  if (header.find("'<f4'") == header.npos || header.find("'fortran_order': False") == header.npos)
-    throw Failure(file, "holds no float32 in C order");
+  std::smatch match;
+  static const std::regex float32("'descr': '<f4', 'fortran_order': False, 'shape': \\(([^)]*)\\)");
+  if (!std::regex_search(header, match, float32)) throw Failure(file, "holds no float32 in C order");
   Tensor found;
-  size_t at = header.find('(') + 1;
-  for (const size_t end = header.find(')'); at < end; at = header.find_first_of(",)", at) + 1)
-    if (header.find_first_of("0123456789", at) < end) found.shape.push_back(std::stoll(header.substr(at)));
+  std::istringstream shape(match[1]);
+  for (int64_t length; shape >> length; shape.ignore()) found.shape.push_back(length);
   found.values.resize(found.size_from(0));
   stream.read(reinterpret_cast<char*>(found.values.data()), std::streamsize(found.values.size() * sizeof(float)));
   if (!stream) throw Failure(file, "ends early");
@@ -98,10 +100,13 @@ class Graph {
     }
   }
 
-  template <class T>
-  static std::vector<T> copied(const Ort::Value& value) {
-    const T* data = value.GetTensorData<T>();
-    return {data, data + value.GetTensorTypeAndShapeInfo().GetElementCount()};
+  // Copies an output, which has so many float32.
+  std::vector<float> copied(const Ort::Value& value, size_t count) const {
+    const auto info = value.GetTensorTypeAndShapeInfo();
+    if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || info.GetElementCount() != count)
+      throw Failure(file_, "an output is not what model.json says");
+    const float* data = value.GetTensorData<float>();
+    return {data, data + count};
   }
 
  private:
@@ -116,6 +121,7 @@ class Encoder {
  public:
   struct Output {
     std::string name, role;
+    std::vector<int64_t> shape;
     int stride;
   };
 
@@ -133,9 +139,8 @@ class Encoder {
     const std::vector<Ort::Value> values = graph_.run({"image"}, inputs, names);
     Outputs found;
     for (size_t i = 0; i < outputs_.size(); ++i) {
-      std::vector<int64_t> shape = values[i].GetTensorTypeAndShapeInfo().GetShape();
-      shape.erase(shape.begin());
-      found[outputs_[i].role] = {shape, rounded(Graph::copied<float>(values[i]))};
+      Tensor& tensor = found[outputs_[i].role] = {outputs_[i].shape, {}};
+      tensor.values = rounded(graph_.copied(values[i], tensor.size_from(0)));
     }
     return found;
   }
@@ -161,7 +166,7 @@ class Encoder {
   fs::path read(const fs::path& folder) {
     file_ = folder / "model.json";
     return from_json(file_, [&](const Json& said) {
-      if (said.at("kind") != "encoder") throw Failure(file_, "is of no encoder");
+      if (said.value("kind", "encoder") != "encoder") throw Failure(file_, "is of no encoder");
       const Json& preprocessing = said.at("preprocessing");
       preprocessing_.keeps_aspect = preprocessing.at("resize") == "longest_side";
       preprocessing_.size = preprocessing.at("size");
@@ -169,7 +174,7 @@ class Encoder {
       preprocessing_.mean_rgb = preprocessing.at("mean_rgb").get<std::vector<float>>();
       preprocessing_.std_rgb = preprocessing.at("std_rgb").get<std::vector<float>>();
       for (const Json& output : said.at("outputs"))
-        outputs_.push_back({output.at("name"), output.at("role"), output.at("stride")});
+        outputs_.push_back({output.at("name"), output.at("role"), output.at("shape"), output.at("stride")});
       return folder / said.value("graph", "encoder.onnx");
     });
   }
@@ -193,8 +198,12 @@ class Encoder {
 
 class Matcher {
  public:
-  Matcher(const fs::path& graph, const fs::path& references, int threads) : graph_(graph, threads) {
-    for (const std::string name : kReferences) references_.push_back(read_npy(references / (name + ".npy")));
+  Matcher(const fs::path& graph, const fs::path& references, size_t num_classes, int threads) : graph_(graph, threads) {
+    for (const std::string name : kReferences) {
+      const fs::path file = references / (name + ".npy");
+      references_.push_back(read_npy(file));
+      if (references_.back().shape.at(0) != int64_t(num_classes)) throw Failure(file, "is of other classes");
+    }
   }
 
   PatchScores score(int class_index, const Plane& features, float min_relative_score, int64_t max_points) {
@@ -211,13 +220,13 @@ class Matcher {
     names.insert(names.end(), {"features", "min_relative_score", "max_points"});
     const auto found = graph_.run(
         names, inputs, {"scores", "candidates", "similarity", "mean_similarity", "presence_score", "num_points"});
-    PatchScores scores;
-    scores.scores = Graph::copied<float>(found[0]);
     const bool* candidates = found[1].GetTensorData<bool>();
+    PatchScores scores;
+    scores.scores = graph_.copied(found[0], features.rows);
     scores.candidates.assign(candidates, candidates + features.rows);
-    scores.similarity = Graph::copied<float>(found[2]);
-    scores.mean_similarity = Graph::copied<float>(found[3]);
-    scores.presence_score = found[4].GetTensorData<float>()[0];
+    scores.similarity = graph_.copied(found[2], features.rows);
+    scores.mean_similarity = graph_.copied(found[3], features.rows);
+    scores.presence_score = graph_.copied(found[4], 1)[0];
     scores.max_points = int(found[5].GetTensorData<int64_t>()[0]);
     return scores;
   }
@@ -257,7 +266,7 @@ struct DecoderGraph {
   fs::path read(const fs::path& folder) {
     const fs::path file = folder / "model.json";
     return from_json(file, [&](const Json& said) {
-      if (said.at("kind") != "segmenter") throw Failure(file, "is of no segmenter");
+      if (said.value("kind", "encoder") != "segmenter") throw Failure(file, "is of no segmenter");
       spec.input_size = said.at("input_size");
       spec.low_res = {said.at("low_res_hw").at(1), said.at("low_res_hw").at(0)};
       spec.num_planes = said.value("num_planes", 4);
@@ -329,13 +338,15 @@ class Decoder {
     const auto found = graph_.graph.run(
         {"image_embedding", "image_index", "point_coords", "point_labels", "mask_input", "has_mask_input"}, inputs,
         {"low_res_logits", "iou_predictions"});
-    const float *logits = found[0].GetTensorData<float>(), *ious = found[1].GetTensorData<float>();
+    const size_t num_planes = count * spec().num_planes;
+    const std::vector<float> logits = graph_.graph.copied(found[0], num_planes * area);
+    const std::vector<float> ious = graph_.graph.copied(found[1], num_planes);
     std::vector<Answer> answers(count);
-    for (Answer& answer : answers)
-      for (int plane = 0; plane < spec().num_planes; ++plane, logits += area) {
-        answer.planes.push_back(plane_of(logits, spec().low_res));
-        answer.ious.push_back(*ious++);
-      }
+    for (size_t plane = 0; plane < num_planes; ++plane) {
+      Answer& answer = answers[plane / spec().num_planes];
+      answer.planes.push_back(plane_of(&logits[plane * area], spec().low_res));
+      answer.ious.push_back(ious[plane]);
+    }
     return answers;
   }
 

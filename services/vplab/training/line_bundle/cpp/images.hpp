@@ -73,9 +73,12 @@ inline cv::Mat resize_rows(const cv::Mat& pixels, int length, bool is_bicubic) {
 }
 
 inline cv::Mat resize_rgb(const cv::Mat& image_rgb, cv::Size size, bool is_bicubic) {
+  const int less_height = image_rgb.rows - size.height, less_width = image_rgb.cols - size.width;
+  const bool goes_down_first = less_height > 0 && less_height > 2 * less_width;
   cv::Mat pixels = image_rgb;
-  if (pixels.cols != size.width) pixels = resize_rows(pixels.t(), size.width, is_bicubic).t();
-  return pixels.rows == size.height ? pixels : resize_rows(pixels, size.height, is_bicubic);
+  if (goes_down_first) pixels = resize_rows(pixels, size.height, is_bicubic);
+  if (less_width != 0) pixels = resize_rows(pixels.t(), size.width, is_bicubic).t();
+  return less_height == 0 || goes_down_first ? pixels : resize_rows(pixels, size.height, is_bicubic);
 }
 
 // Returns (3, S, S), normalised; padding is zero.

@@ -53,7 +53,7 @@ class Line {
   Line(const fs::path& folder, int threads)
       : manifest_(folder / "bundle.json"),
         encoder_(folder / manifest_.image_encoder, manifest_.precision, threads),
-        matcher_(folder / manifest_.matcher, folder / "references", threads),
+        matcher_(folder / manifest_.matcher, folder / "references", manifest_.classes.size(), threads),
         decoder_(folder / manifest_.decoder, threads) {
     if (manifest_.feature_encoder != manifest_.image_encoder)
       feature_encoder_.emplace(folder / manifest_.feature_encoder, manifest_.precision, threads);

@@ -1,7 +1,7 @@
-"""Pillow's antialiased filters without Pillow: bit for bit where the aspect ratio is kept.
+"""Pillow's antialiased filters without Pillow, bit for bit.
 
-Source: Pillow ``src/libImaging/Resample.c``: coefficients in fixed point of 22 bits, across first, then down, each pass
-rounded to 8 bits. Newer releases go down first for some changes of the aspect ratio; then values may differ by one.
+Source: Pillow 13, ``src/libImaging/Resample.c``: coefficients in fixed point of 22 bits, one pass across and one down,
+each rounded to 8 bits. Before 13 Pillow always went across first: where this goes down first, values then differ by 1.
 """
 
 import math
@@ -20,11 +20,14 @@ def resize_rgb(
     image_rgb: ImageRGB, size_hw: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]
 ) -> ImageRGB:
     """Return (h, w, 3) uint8. image_rgb: (H, W, 3) uint8."""
-    height, width = size_hw
+    (old_height, old_width), (height, width) = image_rgb.shape[:2], size_hw
     pixels = image_rgb
-    if pixels.shape[1] != width:
+    goes_down_first = old_height > height and old_height - height > 2 * (old_width - width)
+    if goes_down_first:
+        pixels = _pass(pixels, height, interpolation)
+    if old_width != width:
         pixels = _pass(pixels.swapaxes(0, 1), width, interpolation).swapaxes(0, 1)
-    if pixels.shape[0] != height:
+    if old_height != height and not goes_down_first:
         pixels = _pass(pixels, height, interpolation)
     return np.ascontiguousarray(pixels)
 
