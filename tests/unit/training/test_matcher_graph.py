@@ -1,5 +1,7 @@
 """The matchers' graphs say what the numpy matchers say, for references that the graph never saw."""
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -13,6 +15,7 @@ from vplab.training.line_bundle.matcher_graph import (
     matcher_graph,
     matcher_parity,
 )
+from vplab.training.line_bundle.matcher_scripts import write_graphs
 from vplab.vision.matching import (
     MATCHERS,
     ClassBank,
@@ -53,7 +56,7 @@ TILES = [patches((32, 48), 11), patches((9, 50), 12)]
 def run(
     matcher: str, banks: list[ClassBank], features: NDArray[np.float32], options: MatchOptions
 ) -> dict[str, NDArray[np.float32]]:
-    session = ort.InferenceSession(matcher_graph(matcher).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(matcher_graph(matcher), providers=["CPUExecutionProvider"])
     feed = graph_references(banks) | {
         "features": features,
         "min_relative_score": np.array(options.min_relative_score, np.float32),
@@ -64,7 +67,7 @@ def run(
 
 @pytest.mark.parametrize("matcher", MATCHERS)
 def test_targets_of_many_sizes_are_scored_as_by_numpy(matcher: str) -> None:
-    report = matcher_parity(matcher_graph(matcher).SerializeToString(), matcher, BANKS, TILES, seed=0)
+    report = matcher_parity(matcher_graph(matcher), matcher, BANKS, TILES, seed=0)
     report.require_passed(matcher)
     assert len(report.cases) == NUM_TARGETS * len(BANKS) + 1
     assert len({case.image_sizes_hw for case in report.cases}) >= 20
@@ -102,9 +105,13 @@ def test_a_target_nearer_to_the_background_everywhere_has_the_lowest_presence_sc
 
 
 def test_another_matchers_graph_does_not_pass() -> None:
-    graph = matcher_graph("prototype").SerializeToString()
+    graph = matcher_graph("prototype")
     assert not matcher_parity(graph, "softmatch", BANKS, TILES, seed=0).passed
 
 
-def test_equal_calls_give_equal_bytes() -> None:
-    assert matcher_graph("softmatch").SerializeToString() == matcher_graph("softmatch").SerializeToString()
+def test_the_graphs_are_those_of_the_scripts(tmp_path: Path) -> None:
+    write_graphs(tmp_path)
+    command = "run python -m vplab.training.line_bundle.matcher_scripts"
+    assert {path.stem for path in tmp_path.iterdir()} == set(MATCHERS)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == matcher_graph(path.stem), command

@@ -9,14 +9,13 @@ by blocks of patches; so programs ask for one class at a time.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vplab.training.line_bundle import matcher_scripts
 from vplab.training.line_bundle.line_program import SCORES
 from vplab.training.models.parity import ParityCase, ParityReport, make_report, mask_ious, max_abs_difference
 from vplab.vision.matching import MATCHERS, ClassBank, MatchOptions, PatchFeatures, TargetPatches
@@ -31,16 +30,14 @@ PROVIDERS = ("CPUExecutionProvider",)
 _FOREGROUND, _BACKGROUND, _PADDING = 1, 0, -1
 
 
-def matcher_graph(matcher: str) -> onnx.ModelProto:
-    """Return the graph of one of ``MATCHERS``; equal calls give equal bytes.
+def matcher_graph(matcher: str) -> bytes:
+    """Return the graph of one of ``MATCHERS``.
 
     Inputs: features (P, D) float32 of the target; ``graph_references``; min_relative_score, a float32, and max_points,
     an int64, as ``MatchOptions`` has them. Outputs: ``SCORES``, the fields of ``PatchScores``, each with a first
     axis for classes.
     """
-    graph: onnx.ModelProto = getattr(matcher_scripts, matcher).to_model_proto()
-    onnx.checker.check_model(graph, full_check=True)
-    return graph
+    return (Path(__file__).parent / "matchers" / f"{matcher}.onnx").read_bytes()
 
 
 def graph_references(banks: Sequence[ClassBank]) -> dict[str, NDArray[np.float32]]:
@@ -98,7 +95,7 @@ def matcher_parity(
             cases.append(_case(f"target {index}, class {row}", [target], difference))
     actual, other = (np.concatenate(side)[None].astype(np.float32) for side in zip(*candidates, strict=True))
     cases.append(_case("all candidates", [], 0.0, mask_ious(actual, other, 0.5)[0]))
-    return make_report(f"the numpy matcher {matcher}", ("numpy", "onnx", "onnxscript"), PROVIDERS, cases)
+    return make_report(f"the numpy matcher {matcher}", ("numpy",), PROVIDERS, cases)
 
 
 def _case(

@@ -2,9 +2,13 @@
 # mypy: ignore-errors
 """What each of ``MATCHERS`` computes, in onnxscript, which Python never runs: C classes, P patches, R rows, K centres.
 
-The numbers are those of the numpy modules; ``matcher_graph`` says what the inputs are, and compares the two.
+The numbers are those of the numpy modules; ``matcher_graph`` says what the inputs are, and compares the two. Its graphs
+are made by ``python -m vplab.training.line_bundle.matcher_scripts`` and kept, so that making a bundle needs no onnx.
 """
 
+from pathlib import Path
+
+import onnx
 from onnxscript import BOOL, FLOAT, INT64, script
 from onnxscript import opset18 as op
 
@@ -129,3 +133,15 @@ def graph(
     wanted = op.Cast(op.ReduceSum(scores, [1], keepdims=0), to=7)
     num_points = op.Max(op.Min(wanted, max_points), 1)
     return scores, candidates, similarity, mean_similarity, presence_score, num_points
+
+
+def write_graphs(folder: Path) -> None:
+    """Write a graph for each matcher; equal scripts give equal bytes."""
+    for matcher in (softmatch, prototype, graph):
+        model = matcher.to_model_proto()
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, folder / f"{model.graph.name}.onnx")
+
+
+if __name__ == "__main__":
+    write_graphs(Path(__file__).parent / "matchers")

@@ -164,7 +164,7 @@ def _write_matcher(
     (folder / REFERENCES).mkdir()
     for name, values in graph_references(banks).items():
         np.save(folder / REFERENCES / f"{name}.npy", values)
-    graph = matcher_graph(options["matcher"]).SerializeToString()
+    graph = matcher_graph(options["matcher"])
     (folder / _MATCHER).write_bytes(graph)
     tiles = [reference.patches for reference in next(iter(references.values()))]
     parity = matcher_parity(graph, options["matcher"], banks, tiles, options["seed"])
