@@ -140,7 +140,9 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 code = _as_status_code(code)
                 span.end_with(code)
                 self._calls.discard(call)
-                self._note_end(call, code)
+                # After the answer is on its way: nobody has to wait for a line of the log.
+                seconds = time.monotonic() - call.began
+                asyncio.get_running_loop().call_soon(self._note_end, call, code, seconds, context.peer())
 
     async def _answered(
         self,
@@ -224,8 +226,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except grpc.aio.InternalError as gone:
             raise asyncio.CancelledError from gone  # the caller went away before the status was on its way
 
-    def _note_end(self, call: _Call, code: grpc.StatusCode) -> None:
-        seconds = time.monotonic() - call.began
+    def _note_end(self, call: _Call, code: grpc.StatusCode, seconds: float, peer: str) -> None:
         labels = call.method.labels
         metrics.CALLS_IN_FLIGHT.labels(*labels).dec()
         metrics.CALLS_HANDLED.labels(*labels, code.name).inc()
@@ -238,7 +239,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             method=call.method.name,
             code=code.name,
             seconds=round(seconds, 6),
-            peer=call.context.peer(),
+            peer=peer,
         )
 
 
