@@ -9,7 +9,7 @@ from typing import Any
 from vplab.api.segmentation.v1 import segmentation_service_pb2_grpc as pb_grpc
 from vplab.runtime.background import Background
 from vplab.runtime.graph_sessions import serves_side_by_side
-from vplab.runtime.onnx_session import OnnxSettings, num_cores
+from vplab.runtime.onnx_session import OnnxSettings, num_cores, runs_on_cpu
 from vplab.runtime.server import Registration, StartError
 from vplab.runtime.server_info import ServedModel
 from vplab.segmentation.adapters import Adapters
@@ -112,6 +112,7 @@ async def open_segmentation(
             default_segmenter=config.default_segmenter,
             refines=config.refines,
             max_logits_bytes=max(0, config.max_send_bytes - _MESSAGE_MARGIN_BYTES),
+            finishes_at_device=runs_on_cpu(_onnx(config)),
         )
         background = Background()
         stack.push_async_callback(background.close)

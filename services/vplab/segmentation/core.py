@@ -4,16 +4,25 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vplab.errors import InvalidInput
 from vplab.segmentation import metrics
 from vplab.segmentation.adapters import Adapters
-from vplab.segmentation.decode_queue import DecodeQueue, Decoder, QueueDecoder, Urgency, decode
+from vplab.segmentation.decode_queue import (
+    DecodeItem,
+    DecodeQueue,
+    Decoder,
+    QueueDecoder,
+    Urgency,
+    decode,
+    submit,
+)
 from vplab.segmentation.errors import AnswerTooLarge, ModelMismatch
+from vplab.segmentation.ports import Decoded
 from vplab.segmentation.prompt_sets import PromptSets
 from vplab.segmentation.segmenters import Segmenters
 from vplab.segmentation.targets import Targets
@@ -40,7 +49,7 @@ from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.final_masks import final_mask
 from vplab.vision.masks import encode_runs
 from vplab.vision.matching import MATCHERS, MatchOptions
-from vplab.vision.pipeline.decoding import PromptDecoder
+from vplab.vision.pipeline.decoding import CHUNK, PromptDecoder
 from vplab.vision.pipeline.segment import ClassSegmentation, SegmentOptions, segment_class
 from vplab.vision.preprocessing import FrameTransform
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, group_by_token_count, prompt_tokens
@@ -64,8 +73,13 @@ class SegmentationCore:
         default_segmenter: str,
         refines: str,
         max_logits_bytes: int,
+        finishes_at_device: bool,
     ) -> None:
-        """refines: ``auto``, ``always`` or ``never``. max_logits_bytes: most that the logits of one answer may take."""
+        """refines: ``auto``, ``always`` or ``never``. max_logits_bytes: most that the logits of one answer may take.
+
+        finishes_at_device: whether the threads that decode prompts make the masks too: on a CPU, which then need not
+        wake another, while a GPU would wait for it.
+        """
         self._segmenters = segmenters
         self._adapters = adapters
         self.prompt_sets = prompt_sets
@@ -75,6 +89,7 @@ class SegmentationCore:
         self._default_segmenter = default_segmenter
         self._refines = refines
         self._max_logits_bytes = max_logits_bytes
+        self._finishes_at_device = finishes_at_device
 
     async def predict_masks(
         self,
@@ -105,20 +120,23 @@ class SegmentationCore:
             tokens = _tokens(prompts, transform, spec)
         else:
             tokens = await self._workers.run(lambda: _tokens(prompts, transform, spec))
-        planes: list[tuple[NDArray[np.float32], NDArray[np.float32]] | None] = [None] * len(prompts)
+        objects: dict[int, tuple[PredictedMask, ...]] = {}
+        chosen = slice(1, None) if multimask and spec.num_planes > 1 else slice(0, 1)
         async with self._decoder(version, adapted) as decoder:
             for members in group_by_token_count(tokens).values():
-                group = [tokens[m] for m in members]
-                logits, ious = await decode(self._queue, decoder, spec, opened.embedding, group, urgency)
-                for member, one_logits, one_ious in zip(members, logits, ious, strict=True):
-                    chosen = slice(1, None) if multimask and spec.num_planes > 1 else slice(0, 1)
-                    planes[member] = (one_logits[chosen].copy(), one_ious[chosen].copy())
-        found = [p for p in planes if p is not None]
-        objects = await self._workers.run(lambda: _masks_of_prompts(found, prompts, transform, spec, opened.colours))
+                group, asked = [tokens[m] for m in members], [prompts[m] for m in members]
+                finish = partial(_masks_of_prompts, asked, chosen, transform, spec, opened.colours)
+                if self._finishes_at_device and len(group) <= CHUNK:
+                    item = DecodeItem(decoder, spec, opened.embedding, group, finish)
+                    made = await submit(self._queue, item, urgency)
+                else:
+                    decoded = await decode(self._queue, decoder, spec, opened.embedding, group, urgency)
+                    made = await self._workers.run(partial(finish, decoded))
+                objects |= zip(members, made, strict=True)
         provenance = Provenance(
             opened.image_digest, version.model, encoder.model, adapter=None if adapted is None else adapted.model
         )
-        return Prediction(objects, transform.original_hw, provenance)
+        return Prediction(tuple(objects[i] for i in range(len(prompts))), transform.original_hw, provenance)
 
     async def choose(self, prompt_set: str, adapter: str) -> Chosen:
         """Return what to segment with, once it is certain that the models fit together and the adapter can be run.
@@ -273,31 +291,23 @@ def _tokens(prompts: Sequence[ObjectPrompt], transform: FrameTransform, spec: Se
 
 
 def _masks_of_prompts(
-    found: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
     prompts: Sequence[ObjectPrompt],
+    chosen: slice,
     transform: FrameTransform,
     spec: SegmenterSpec,
     colours: ColourModel | None,
-) -> tuple[tuple[PredictedMask, ...], ...]:
-    return tuple(
-        _masks(logits, ious, transform, spec, colours, prompt)
-        for (logits, ious), prompt in zip(found, prompts, strict=True)
-    )
-
-
-def _masks(
-    logits: NDArray[np.float32],
-    ious: NDArray[np.float32],
-    transform: FrameTransform,
-    spec: SegmenterSpec,
-    colours: ColourModel | None,
-    prompt: ObjectPrompt,
-) -> tuple[PredictedMask, ...]:
-    masks = []
-    for plane, iou in zip(logits, ious, strict=True):
-        mask = final_mask(plane, prompt, transform, spec, colours)
-        masks.append(PredictedMask(StoredMask(transform.original_hw, encode_runs(mask)), float(iou), plane))
-    return tuple(masks)
+    decoded: Decoded,
+) -> list[tuple[PredictedMask, ...]]:
+    """Return the masks of each prompt. chosen: the planes that are wanted."""
+    found = []
+    for prompt, logits, ious in zip(prompts, *decoded, strict=True):
+        masks = []
+        # Copied, because a slice would keep the whole batch in memory for as long as the answer.
+        for plane, iou in zip(logits[chosen].copy(), ious[chosen], strict=True):
+            mask = final_mask(plane, prompt, transform, spec, colours)
+            masks.append(PredictedMask(StoredMask(transform.original_hw, encode_runs(mask)), float(iou), plane))
+        found.append(tuple(masks))
+    return found
 
 
 def _observe(timings: Timings) -> None:

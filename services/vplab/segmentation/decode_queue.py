@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,8 @@ class DecodeItem:
     embedding: NDArray[Any]
     """(C, h, w) of the image, float32 or float16."""
     tokens: Sequence[PromptTokens]
+    finish: Callable[[Decoded], Any] | None = None
+    """Makes of the answer what is wanted, in the device's thread; None leaves it as it is."""
 
     @property
     def batch_key(self) -> tuple[int, int]:
@@ -60,10 +62,10 @@ class Urgency:
     """On whose behalf; clients share the device evenly."""
 
 
-DecodeQueue = DeviceQueue[DecodeItem, Decoded]
+DecodeQueue = DeviceQueue[DecodeItem, Any]
 
 
-def decode_batch(items: Sequence[DecodeItem]) -> Sequence[Decoded]:
+def decode_batch(items: Sequence[DecodeItem]) -> Sequence[Any]:
     """Run items of one batch key as one batch over images and prompts; runs on the device's thread."""
     spec = items[0].spec
     images: dict[int, int] = {}
@@ -87,9 +89,18 @@ def decode_batch(items: Sequence[DecodeItem]) -> Sequence[Decoded]:
     )
     ends = np.cumsum([len(item.tokens) for item in items])
     return [
-        (logits[end - len(item.tokens) : end], ious[end - len(item.tokens) : end])
+        _finished(item, (logits[end - len(item.tokens) : end], ious[end - len(item.tokens) : end]))
         for item, end in zip(items, ends.tolist(), strict=True)
     ]
+
+
+def _finished(item: DecodeItem, decoded: Decoded) -> Any:
+    if item.finish is None:
+        return decoded
+    try:
+        return item.finish(decoded)
+    except Exception as error:  # the queue raises it for this item alone
+        return error
 
 
 def _stacked(embeddings: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
@@ -108,6 +119,11 @@ def _run(items: Sequence[DecodeItem], *values: NDArray[Any]) -> Decoded:
     return first.bank.run(places, *values)
 
 
+async def submit(queue: DecodeQueue, item: DecodeItem, urgency: Urgency) -> Any:
+    """Decode one item. Raises as DeviceQueue.submit, and what its ``finish`` raises."""
+    return await queue.submit(item, priority=urgency.priority, deadline=urgency.deadline, client=urgency.client)
+
+
 async def decode(
     queue: DecodeQueue,
     decoder: Decoder,
@@ -120,8 +136,7 @@ async def decode(
     items = [
         DecodeItem(decoder, spec, embedding, tokens[start : start + CHUNK]) for start in range(0, len(tokens), CHUNK)
     ]
-    how: dict[str, Any] = {"priority": urgency.priority, "deadline": urgency.deadline, "client": urgency.client}
-    parts = [await queue.submit(item, **how) for item in items]
+    parts: list[Decoded] = [await submit(queue, item, urgency) for item in items]
     if len(parts) == 1:
         return parts[0]
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

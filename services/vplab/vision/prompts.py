@@ -86,7 +86,7 @@ class ObjectPrompt:
             if not inside[:, axis].all():
                 index = int(np.argmin(inside[:, axis]))
                 raise InvalidInput(f"{name} is not within 0 and {limit}", field=f"points[{index}].{name}")
-        if not np.isin(self.point_labels, (BACKGROUND, FOREGROUND)).all():
+        if not ((self.point_labels == BACKGROUND) | (self.point_labels == FOREGROUND)).all():
             raise InvalidInput("labels are foreground or background", field="points")
 
     def _check_box(self, original_hw: tuple[int, int]) -> None:

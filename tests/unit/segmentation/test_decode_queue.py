@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from vplab.errors import Cancelled
 from vplab.runtime.device_queue import Priority
 from vplab.segmentation.decode_queue import DecodeItem, DecodeQueue, QueueDecoder, Urgency, decode, decode_batch
+from vplab.segmentation.ports import Decoded
 from vplab.segmentation.values import Target
 from vplab.vision.matching import PatchFeatures, TargetPatches
 from vplab.vision.preprocessing import FrameTransform
@@ -49,6 +50,24 @@ def embedding(value: float) -> NDArray[np.float16]:
 def tokens(x: float, count: int = 2, mask: float | None = None) -> PromptTokens:
     logits = None if mask is None else np.full((16, 16), mask, np.float32)
     return PromptTokens(np.full((count, 2), x, np.float32), np.ones(count, np.float32), logits)
+
+
+def test_items_are_finished_by_themselves_and_one_that_fails_fails_alone() -> None:
+    def fail(_: Decoded) -> None:
+        raise ValueError("this one")
+
+    image = embedding(100)
+    items = [
+        DecodeItem(CountingSegmenter(), SPEC, image, [tokens(1)], lambda decoded: float(decoded[0].max())),
+        DecodeItem(CountingSegmenter(), SPEC, image, [tokens(2)], fail),
+        DecodeItem(CountingSegmenter(), SPEC, image, [tokens(3)]),
+    ]
+
+    first, second, third = decode_batch(items)
+
+    assert first == 101
+    assert isinstance(second, ValueError)
+    assert third[0].shape == (1, 4, 16, 16)
 
 
 def test_a_batch_of_several_images_gives_each_item_its_own() -> None:
