@@ -195,7 +195,7 @@ class _Importer:
         exported = HalfEncoder(module) if spec.precision == "float16" else module
         program = encoder_to_onnx(exported, spec.preprocessing.size, spec.outputs[0].name)
         draft = self._write(artifact_id, spec, program)
-        # The weights of a large model are in memory once: they leave before the graph is loaded.
+        # The weights of a large model leave before the graph is loaded, which has its own.
         del program
         module.to("meta")
         self.on_stage(f"comparing the image encoder on {len(sizes)} images")
