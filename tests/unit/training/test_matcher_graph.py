@@ -24,6 +24,7 @@ from vplab.vision.matching import (
     PatchFeatures,
     build_class_bank,
 )
+from vplab.vision.matching.softmatch import BLOCK
 from vplab.vision.preprocessing import FrameTransform
 
 WIDTH, STRIDE = 16, 8
@@ -83,6 +84,15 @@ def test_candidates_and_the_number_of_points_follow_the_options(matcher: str, op
         expected = MATCHERS[matcher].score(class_bank, features, options)
         np.testing.assert_array_equal(found["candidates"][row], expected.candidates)
         assert found["num_points"][row] == expected.max_points
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+def test_a_target_of_several_blocks_is_scored_as_by_numpy(matcher: str) -> None:
+    features = patches((3, BLOCK), 13).features.reshape(-1, WIDTH)[: 2 * BLOCK + 1]
+    found = run(matcher, BANKS[:2], features, MatchOptions())
+    for row, class_bank in enumerate(BANKS[:2]):
+        expected = MATCHERS[matcher].score(class_bank, features, MatchOptions())
+        np.testing.assert_allclose(found["scores"][row], expected.scores, atol=SCORE_TOLERANCE)
 
 
 @pytest.mark.parametrize("matcher", MATCHERS)

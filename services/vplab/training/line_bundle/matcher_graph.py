@@ -4,8 +4,7 @@ A graph scores every target patch for every class (``vplab.vision.matching.match
 is what takes points one by one, each depending on those before it, and is no tensor operation: the greedy choice of
 points that lie apart, and each tile's background points beside them (``propose``).
 
-Deviation: memory is that of the cosines of all patches with all rows of a call's classes, where the numpy matchers go
-by blocks of patches; so programs ask for one class at a time.
+Memory does not grow with the target, but with the classes of a call: programs ask for one at a time.
 """
 
 from collections.abc import Sequence

@@ -9,12 +9,12 @@ are made by ``python -m vplab.training.line_bundle.matcher_scripts`` and kept, s
 from pathlib import Path
 
 import onnx
-from onnxscript import BOOL, FLOAT, INT64, script
+from onnxscript import BOOL, FLOAT, INT64, graph, script
 from onnxscript import opset18 as op
 
 from vplab.vision.matching.class_bank import TOP_PATCHES
 from vplab.vision.matching.proposals import SOFTNESS
-from vplab.vision.matching.softmatch import TEMPERATURE
+from vplab.vision.matching.softmatch import BLOCK, TEMPERATURE
 
 
 @script(default_opset=op)
@@ -57,6 +57,57 @@ def _shared(features, rows, row_weight, centres, centre_kind):
 
 
 @script(default_opset=op)
+def _in_blocks(features):
+    """Return (N, B, D), equal blocks of at most BLOCK patches, padded: their cosines with all rows fit into memory."""
+    num_patches = op.Shape(features, start=0, end=1)
+    num_blocks = (num_patches + BLOCK - 1) / BLOCK
+    size = (num_patches + num_blocks - 1) / num_blocks
+    padded = op.Pad(features, op.Concat([0, 0], num_blocks * size - num_patches, [0], axis=0))
+    return op.Reshape(padded, op.Concat(num_blocks, size, [-1], axis=0))
+
+
+@script(default_opset=op)
+def _joined(blocks, features):
+    """Return (C, P) of the blocks' (N, C, B)."""
+    return op.Slice(op.Reshape(op.Transpose(blocks, perm=[1, 0, 2]), [0, -1]), [0], op.Shape(features, end=1), [1])
+
+
+@script(default_opset=op)
+def _log_sum_over_rows(features, rows, row_weight):
+    """Return (C, P): the logarithm of the sum of exponentials of a patch's heated cosines to a class's rows."""
+    heated = op.Transpose(rows, perm=[0, 2, 1]) / TEMPERATURE
+    is_row = op.Unsqueeze(row_weight >= 0.0, [1])
+
+    @graph()
+    def of_block(block: FLOAT["B", "D"]) -> FLOAT["C", "B"]:
+        odds = op.Exp(op.MatMul(block, heated))
+        log_sums = op.Log(op.ReduceSum(op.Where(is_row, odds, 0.0), [2], keepdims=0))
+        return log_sums
+
+    return _joined(op.Scan(_in_blocks(features), body=of_block, num_scan_inputs=1), features)
+
+
+@script(default_opset=op)
+def _to_nearest_and_mean(features, rows, row_weight):
+    """Return (C, P) twice: the cosine to the nearest foreground row, and the mean of those to the background rows."""
+    across = op.Transpose(rows, perm=[0, 2, 1])
+    is_foreground = op.Unsqueeze(row_weight > 0.0, [1])
+    is_background = op.Cast(row_weight == 0.0, to=1)
+    count = op.ReduceSum(is_background, [1], keepdims=1)
+    share = op.Unsqueeze(is_background / op.Max(count, 1.0), [2])
+
+    @graph()
+    def of_block(block: FLOAT["B", "D"]) -> tuple[FLOAT["C", "B"], FLOAT["C", "B"]]:
+        cosines = op.MatMul(block, across)
+        nearest_row = op.ReduceMax(op.Where(is_foreground, cosines, -1.0), [2], keepdims=0)
+        mean_row = op.Squeeze(op.MatMul(cosines, share), [2])
+        return nearest_row, mean_row
+
+    nearest, mean = op.Scan(_in_blocks(features), body=of_block, num_scan_inputs=1)
+    return _joined(nearest, features), _joined(mean, features)
+
+
+@script(default_opset=op)
 def _stretch(values):
     """Return (C, P) brought to 0..1 in each class, 0 where all are equal."""
     low = op.ReduceMin(values, [1], keepdims=1)
@@ -77,8 +128,7 @@ def softmatch(
     foreground, background, similarity, presence_score, mean_similarity = _shared(
         features, rows, row_weight, centres, centre_kind
     )
-    odds = op.Exp(op.MatMul(features, op.Transpose(rows, perm=[0, 2, 1])) / TEMPERATURE)
-    log_sum = op.Log(op.ReduceSum(op.Where(op.Unsqueeze(row_weight >= 0.0, [1]), odds, 0.0), [2], keepdims=0))
+    log_sum = _log_sum_over_rows(features, rows, row_weight)
     has_background = op.ReduceMin(op.Abs(row_weight), [1], keepdims=1) == 0.0
     log_score = 2.0 * mean_similarity / TEMPERATURE - op.Where(has_background, log_sum, 0.0)
     scores = op.Exp(log_score - op.ReduceMax(log_score, [1], keepdims=1))
@@ -111,7 +161,7 @@ def prototype(
 
 
 @script(default_opset=op)
-def graph(
+def graph_prior(
     features: FLOAT["P", "D"],
     rows: FLOAT["C", "R", "D"],
     row_weight: FLOAT["C", "R"],
@@ -121,14 +171,11 @@ def graph(
     max_points: INT64,
 ) -> tuple[FLOAT["C", "P"], BOOL["C", "P"], FLOAT["C", "P"], FLOAT["C", "P"], FLOAT["C"], INT64["C"]]:
     _, _, similarity, presence_score, mean_similarity = _shared(features, rows, row_weight, centres, centre_kind)
-    cosines = op.MatMul(features, op.Transpose(rows, perm=[0, 2, 1]))
-    nearest = op.ReduceMax(op.Where(op.Unsqueeze(row_weight > 0.0, [1]), cosines, -1.0), [2], keepdims=0)
+    has_background = op.ReduceMin(op.Abs(row_weight), [1], keepdims=1) == 0.0
+    nearest, mean = _to_nearest_and_mean(features, rows, row_weight)
     cross = _stretch(mean_similarity * nearest)
-    is_background = op.Cast(row_weight == 0.0, to=1)
-    count = op.ReduceSum(is_background, [1], keepdims=1)
-    total = op.Squeeze(op.MatMul(cosines, op.Unsqueeze(is_background, [2])), [2])
-    to_background = _stretch(total / op.Max(count, 1.0))
-    scores = op.Where(op.And(count > 0.0, to_background > cross), 0.0, cross)
+    to_background = _stretch(mean)
+    scores = op.Where(op.And(has_background, to_background > cross), 0.0, cross)
     candidates = scores > 0.0
     wanted = op.Cast(op.ReduceSum(scores, [1], keepdims=0), to=7)
     num_points = op.Max(op.Min(wanted, max_points), 1)
@@ -137,10 +184,10 @@ def graph(
 
 def write_graphs(folder: Path) -> None:
     """Write a graph for each matcher; equal scripts give equal bytes."""
-    for matcher in (softmatch, prototype, graph):
-        model = matcher.to_model_proto()
+    for matcher, function in {"softmatch": softmatch, "prototype": prototype, "graph": graph_prior}.items():
+        model = function.to_model_proto()
         onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, folder / f"{model.graph.name}.onnx")
+        onnx.save(model, folder / f"{matcher}.onnx")
 
 
 if __name__ == "__main__":

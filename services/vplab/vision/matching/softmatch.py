@@ -13,7 +13,7 @@ from vplab.vision.matching.patches import TargetPatches
 from vplab.vision.matching.proposals import patch_scores, propose
 
 TEMPERATURE = 0.1
-_BLOCK = 4096
+BLOCK = 4096
 
 
 class SoftMatcher:
@@ -47,10 +47,10 @@ def soft_scores(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.fl
     weight = bank.foreground_weight / bank.foreground_weight.sum()
     mean_row = weight @ bank.foreground
     log_score = np.empty(len(features), np.float32)
-    for start in range(0, len(features), _BLOCK):
-        block = features[start : start + _BLOCK]
+    for start in range(0, len(features), BLOCK):
+        block = features[start : start + BLOCK]
         forward = block @ mean_row / TEMPERATURE
-        log_score[start : start + _BLOCK] = 2 * forward - _log_sum_over_references(bank, block)
+        log_score[start : start + BLOCK] = 2 * forward - _log_sum_over_references(bank, block)
     return np.asarray(np.exp(log_score - log_score.max()), np.float32)
 
 
