@@ -231,7 +231,7 @@ Finds the classes of a prompt set in images, without a service and without the r
 writes `NAME.png`, a class id for each pixel, and `NAME.json`: for each class whether it is there, its score, its mask
 as row-major run lengths, the first counting zeros, and its objects. `--check` first compares files with their digests.
 
-The same in C++, where `ONNXRUNTIME` is an unpacked release of ONNX Runtime (1.21 or newer):
+The same in C++ (without `--check`), where `ONNXRUNTIME` is an unpacked release of ONNX Runtime, 1.21 or newer:
 
     sudo apt-get install cmake g++ libopencv-core-dev libopencv-imgproc-dev libopencv-imgcodecs-dev nlohmann-json3-dev
     cmake -S cpp -B build -DONNXRUNTIME_DIR=ONNXRUNTIME && cmake --build build
