@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 MODELS = Path(__file__).resolve().parents[3] / "services" / "vplab" / "registry" / "builtin"
 _FOLDERS = ("nano-encoder", "nano-segmenter")
 MAX_KEPT = 256
-"""Embeddings kept; the least recently used leave. 0.9 MiB each for the nano models."""
+"""Embeddings kept; the least recently used leave. 2.2 MiB each for the nano models."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,23 @@ class Mask:
         return Mask((height, width), np.frombuffer(data, "<u4", -1, 12), iou)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Kept:
-    embedding: NDArray[np.float16]
+    """An image that was embedded; what clicks have in common is made with the first, as in our services."""
+
+    half: NDArray[np.float16]
+    colours: NDArray[np.float16]
     transform: FrameTransform
-    colours: ColourModel | None
+    spec: SegmenterSpec
+
+    @cached_property
+    def embedding(self) -> NDArray[np.float32]:
+        """(C, h, w)"""
+        return self.half.astype(np.float32)
+
+    @cached_property
+    def colour_model(self) -> ColourModel | None:
+        return ColourModel.of(self.colours, self.transform, self.spec)
 
 
 class Work:
@@ -123,9 +136,9 @@ class Work:
             # Every output is brought to half precision, as the embedding service does; clicks use two of them.
             halves = {role: to_half(values[index]) for role, values in zip(self._roles, found, strict=True)}
             digest = hashlib.sha256(data).hexdigest()
-            kept = self._made(halves["image_embedding"], halves["colours"], image.transform)
+            kept = _Kept(halves["image_embedding"], halves["colours"], image.transform, self.spec)
             self._keep(digest, kept)
-            self._share(digest, kept, halves["colours"])
+            self._share(digest, kept)
             digests.append(digest)
         return digests
 
@@ -143,7 +156,7 @@ class Work:
         logits, ious = self._decoder.run(
             ["low_res_logits", "iou_predictions"],
             {
-                "image_embedding": np.stack([one.embedding for one in images]).astype(np.float32),
+                "image_embedding": _stacked([one.embedding for one in images]),
                 "image_index": np.array([place[id(one)] for one in kept], np.int64),
                 "point_coords": np.stack([token.coords for token in tokens]),
                 "point_labels": np.stack([token.labels for token in tokens]),
@@ -153,7 +166,7 @@ class Work:
         )
         found = []
         for prompt, one, planes, plane_ious in zip(prompts, kept, logits, ious, strict=True):
-            mask = final_mask(planes[0], prompt, one.transform, self.spec, one.colours)
+            mask = final_mask(planes[0], prompt, one.transform, self.spec, one.colour_model)
             found.append(Mask(one.transform.original_hw, encode_runs(mask), float(plane_ious[0])))
         return found
 
@@ -171,26 +184,29 @@ class Work:
         if self._store is None:
             raise KeyError(digest)
         with np.load(self._store / f"{digest}.npz") as arrays:
-            embedding, colours, original_hw = (arrays[name] for name in ("embedding", "colours", "original_hw"))
+            half, colours, original_hw = (arrays[name] for name in ("half", "colours", "original_hw"))
         height, width = original_hw.tolist()
-        kept = self._made(embedding, colours, frame_transform((height, width), self.encoder_spec.preprocessing))
+        transform = frame_transform((height, width), self.encoder_spec.preprocessing)
+        kept = _Kept(half, colours, transform, self.spec)
         self._keep(digest, kept)
         return kept
 
-    def _made(self, embedding: NDArray[np.float16], colours: NDArray[np.float16], transform: FrameTransform) -> _Kept:
-        return _Kept(embedding, transform, ColourModel.of(colours, transform, self.spec))
-
-    def _share(self, digest: str, kept: _Kept, colours: NDArray[np.float16]) -> None:
+    def _share(self, digest: str, kept: _Kept) -> None:
         """Write what another worker needs of an image, and remove what this one wrote long ago."""
         if self._store is None:
             return
         path = self._store / f"{digest}.npz"
         part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         with part.open("wb") as file:
-            np.savez(file, embedding=kept.embedding, colours=colours, original_hw=np.array(kept.transform.original_hw))
+            np.savez(file, half=kept.half, colours=kept.colours, original_hw=np.array(kept.transform.original_hw))
         part.replace(path)
         with self._lock:
             self._shared.append(path)
             old = self._shared.popleft() if len(self._shared) > MAX_KEPT else None
         if old is not None:
             old.unlink(missing_ok=True)
+
+
+def _stacked(embeddings: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return (B, C, h, w), without a copy of a single one."""
+    return embeddings[0][None] if len(embeddings) == 1 else np.stack(embeddings)
