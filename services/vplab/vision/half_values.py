@@ -15,5 +15,5 @@ def to_half(values: NDArray[np.float32]) -> NDArray[np.float16]:
     if max(-values.min(), values.max()) > _LARGEST:
         values = np.clip(values, -_LARGEST, _LARGEST)
     # OpenCV uses the processor's own conversion, which takes a seventh of numpy's time and rounds alike.
-    halves = cv2.add(values.reshape(1, -1), 0, dtype=cv2.CV_16F)
+    halves = cv2.add(values.reshape(1, -1), 0, dtype=cv2.CV_16F)  # type: ignore[call-overload]  # takes numbers
     return np.asarray(halves, np.float16).reshape(values.shape)
