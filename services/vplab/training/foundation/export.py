@@ -1,5 +1,6 @@
 """The trained model as the two shipped artifacts: graphs with half-precision weights, specs and parity reports."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -74,10 +75,11 @@ def segmenter_spec() -> SegmenterSpec:
     )
 
 
-def export(model: NanoSegmenter, folder: Path) -> None:
+def export(model: NanoSegmenter, folder: Path, sizes_hw: Sequence[tuple[int, int]] = PARITY_IMAGE_SIZES_HW) -> None:
     """Write ``nano-encoder`` and ``nano-segmenter`` below ``folder``.
 
     The weights are rounded to half precision first, so the parity report compares equal weights.
+    sizes_hw: of the pictures to compare on.
     """
     model = round_to_half(model).eval()
     encoder_dir, segmenter_dir = folder / ENCODER, folder / SEGMENTER
@@ -91,7 +93,7 @@ def export(model: NanoSegmenter, folder: Path) -> None:
     model.decoder()  # puts the prompt encoder's sizes back to the shipped ones
     program = decoder_to_onnx(model.prompt_encoder, model.mask_decoder)
     onnx.save(with_half_weights(program.model_proto), segmenter_dir / "decoder.onnx")
-    for directory, found in zip((encoder_dir, segmenter_dir), parity(model, folder), strict=True):
+    for directory, found in zip((encoder_dir, segmenter_dir), parity(model, folder, sizes_hw), strict=True):
         found.require_passed(directory.name)
         (directory / "parity.json").write_text(found.model_dump_json(indent=2) + "\n")
     add_bank(folder)
@@ -120,7 +122,9 @@ def round_to_half(model: NanoSegmenter) -> NanoSegmenter:
     return copy
 
 
-def parity(model: NanoSegmenter, folder: Path) -> tuple[ParityReport, ParityReport]:
+def parity(
+    model: NanoSegmenter, folder: Path, sizes_hw: Sequence[tuple[int, int]]
+) -> tuple[ParityReport, ParityReport]:
     """Compare both exported graphs with torch, pictures of several sizes and batches; a report for each graph."""
     graph = folder / ENCODER / "encoder.onnx"
     cases: list[ParityCase] = []
@@ -128,7 +132,7 @@ def parity(model: NanoSegmenter, folder: Path) -> tuple[ParityReport, ParityRepo
     for index, output in reversed(list(enumerate(spec.outputs))):
         part = _OneOutput(model.encoder, index).eval()
         one = spec.model_copy(update={"outputs": (output,)})
-        images, found = compare_encoder(graph, one, encode_by_torch(part, one, PARITY_IMAGE_SIZES_HW, seed=0))
+        images, found = compare_encoder(graph, one, encode_by_torch(part, one, sizes_hw, seed=0))
         cases += found
     model.decoder()
     sam = SamModel(
