@@ -205,9 +205,10 @@ def _shared(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 def _table(rows: Sequence[tuple[Any, ...]]) -> str:
     lines = [
-        "| | tasks x seeds | box | click | softmatch | mean | clearly better | clearly worse | CPU s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| | tasks x seeds | box | click | softmatch | mean | against E-PEFT | clearly better | clearly worse | CPU s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
+    rows = sorted(rows, key=lambda row: (row[2], row[4]))  # so that gains of two methods stand side by side
     names = list(dict.fromkeys(row[1] for row in rows))
     gains = {name: [_gain(row[-1]) for row in rows if row[1] == name] for name in names}
     for name in sorted(names, key=lambda n: -float(np.mean(gains[n]))):
@@ -216,10 +217,18 @@ def _table(rows: Sequence[tuple[Any, ...]]) -> str:
         lines.append(
             f"| {name} | {len(cells)} | "
             + " | ".join(f"{value:+.1f}" for value in (*mean, mean.mean()))
+            + f" | {_against(gains['e_peft'], gains[name]) if 'e_peft' in names and name != 'e_peft' else ''}"
             + f" | {int((cells.mean(axis=1) > CLEARLY).sum())} | {int((cells.mean(axis=1) < -CLEARLY).sum())}"
             + f" | {cpu:.0f} |"
         )
     return "\n".join(lines)
+
+
+def _against(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> str:
+    """Return the mean of paired differences with its standard error: rows are equal tasks and seeds, columns kinds."""
+    difference = (np.array(other) - np.array(reference)).mean(axis=1)
+    error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.nan
+    return f"{difference.mean():+.1f} ± {error:.1f}"
 
 
 def _by_task(rows: Sequence[tuple[Any, ...]]) -> str:
