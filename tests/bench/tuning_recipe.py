@@ -25,6 +25,7 @@ from tuning_tasks import DEVELOPMENT, TECHNICAL, Source, Task, base, digests, me
 
 from vplab.training.tuning import losses, prompting
 from vplab.training.tuning.examples import build_examples
+from vplab.training.tuning.recipes import recipe
 from vplab.training.tuning.trainer import tune
 from vplab.training.tuning.values import TuningOptions
 from vplab.vision.adapters.adapt import adapt
@@ -32,6 +33,7 @@ from vplab.vision.adapters.spec import AdapterSpec, EPeftSpec, HqTokenSpec, defa
 
 README = Path(__file__).resolve().parents[2] / "services" / "vplab" / "training" / "tuning" / "README.md"
 KINDS = ("box", "click", "match")
+SHIPPED = "as shipped"
 CLEARLY = 1.0
 """Points of IoU by which something is clearly better or worse."""
 
@@ -47,8 +49,9 @@ class Choice:
 
 
 _UNIFORM = {"part_rates": ()}
+_PARTS = recipe("e_peft", 5).part_rates
 CHOICES = {
-    "as shipped": Choice(),
+    SHIPPED: Choice(),
     "one rate for all parts": Choice(options=_UNIFORM),
     "half the rate": Choice(options={"learning_rate": 1e-3}),
     "twice the rate": Choice(options={"learning_rate": 4e-3}),
@@ -58,10 +61,16 @@ CHOICES = {
     "no proposals on background": Choice(constants={(prompting, "FALSE_SHARE"): 0.0}),
     "one view": Choice(options={"num_views": 1}),
     "16 prompts a step, half the steps": Choice(options={"batch_size": 16, "num_steps": 15}),
+    "mask head at a quarter of the rate": Choice(options={"part_rates": (("mask_head.", 0.25), *_PARTS)}),
+    "all parts beside LoRA at half their rates": Choice(
+        options={"part_rates": (("mask_head.", 0.5), *((part, factor / 2) for part, factor in _PARTS))}
+    ),
     "without mask head": Choice(spec=EPeftSpec(mask_head=None)),
     "without image context": Choice(spec=EPeftSpec(image_context=None)),
     "without IA3": Choice(spec=EPeftSpec(ia3=None)),
     "without prompt tokens": Choice(spec=EPeftSpec(prompt_tokens=None)),
+    "LoRA alone": Choice("lora"),
+    "full tuning": Choice("full_decoder"),
     "HQ mask trained alone": Choice("hq_token", spec=HqTokenSpec(trained_mask="alone")),
 }
 METHODS = ("e_peft", "lora", "ia3", "prompt_tokens", "image_context", "hq_token", "full_decoder")
@@ -166,7 +175,7 @@ def tables(found: Mapping[str, Any]) -> str:
         chosen = [row for row in rows if row[0] == part and row[-1].get("set") == task_set]
         for shots in sorted({row[3] for row in chosen}, key=int, reverse=True):
             of_shots = [row for row in chosen if row[3] == shots]
-            shared = _shared(of_shots) if part == "methods" else of_shots
+            shared = _shared(of_shots)
             parts.append(f"**{title}, {shots} shot{'s' if shots != '1' else ''}**\n\n{_table(shared)}")
             if part == "methods":
                 parts.append(_by_task([row for row in of_shots if row[1] == "e_peft"]))
@@ -204,12 +213,13 @@ def _shared(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def _table(rows: Sequence[tuple[Any, ...]]) -> str:
+    names = list(dict.fromkeys(row[1] for row in rows))
+    ours = "e_peft" if "e_peft" in names else SHIPPED
     lines = [
-        "| | tasks x seeds | box | click | softmatch | mean | against E-PEFT | clearly better | clearly worse | CPU s |",
+        f"| | tasks x seeds | box | click | softmatch | mean | against {ours} | better | worse | CPU s |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     rows = sorted(rows, key=lambda row: (row[2], row[4]))  # so that gains of two methods stand side by side
-    names = list(dict.fromkeys(row[1] for row in rows))
     gains = {name: [_gain(row[-1]) for row in rows if row[1] == name] for name in names}
     for name in sorted(names, key=lambda n: -float(np.mean(gains[n]))):
         mean, cells = np.mean(gains[name], axis=0), np.array(gains[name])
@@ -217,7 +227,7 @@ def _table(rows: Sequence[tuple[Any, ...]]) -> str:
         lines.append(
             f"| {name} | {len(cells)} | "
             + " | ".join(f"{value:+.1f}" for value in (*mean, mean.mean()))
-            + f" | {_against(gains['e_peft'], gains[name]) if 'e_peft' in names and name != 'e_peft' else ''}"
+            + f" | {_against(gains[ours], gains[name]) if ours in names and name != ours else ''}"
             + f" | {int((cells.mean(axis=1) > CLEARLY).sum())} | {int((cells.mean(axis=1) < -CLEARLY).sum())}"
             + f" | {cpu:.0f} |"
         )
