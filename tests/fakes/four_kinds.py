@@ -10,6 +10,7 @@ from vplab.api.embedding.v1 import embedding_service_pb2 as embedding
 from vplab.api.embedding.v1 import embedding_service_pb2_grpc as embedding_grpc
 from vplab.api.registry.v1 import registry_service_pb2 as registry
 from vplab.api.registry.v1 import registry_service_pb2_grpc as registry_grpc
+from vplab.client.first_status import FirstStatus
 from vplab.errors import VPLabError
 from vplab.runtime.server import Registration, running_server
 from vplab.runtime.settings import ServerSettings
@@ -112,6 +113,7 @@ def begin(kind: str, channel: grpc.aio.Channel, **options: Any) -> Any:
 
 async def finish(call: Any) -> Sequence[Any]:
     """Return the responses of a call. Raises what a client of ours would."""
+    told = FirstStatus(call)
     try:
         if isinstance(call, grpc.aio.UnaryUnaryCall | grpc.aio.StreamUnaryCall):
             return [await call]
@@ -119,7 +121,8 @@ async def finish(call: Any) -> Sequence[Any]:
         while (response := await call.read()) is not grpc.aio.EOF:
             responses.append(response)
         return responses
-    except grpc.aio.AioRpcError as error:
+    except grpc.aio.AioRpcError as replaced:
+        error = told.error or replaced
         raise error_from_call(error.code(), error.details(), error.trailing_metadata()) from error
 
 

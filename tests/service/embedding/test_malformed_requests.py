@@ -12,6 +12,7 @@ from fakes.embedding_server import Serving, png
 from fakes.malformed import mutated_bytes, requests
 from vplab.api.embedding.v1 import embedding_service_pb2 as pb
 from vplab.api.vision.v1 import vision_pb2
+from vplab.client.first_status import FirstStatus
 from vplab.wire.status import error_from_call
 
 PREFIX = "/vplab.api.embedding.v1.EmbeddingService/"
@@ -53,16 +54,20 @@ async def refusal(channel: grpc.aio.Channel, name: str, data: bytes) -> tuple[gr
     async def once() -> AsyncIterator[bytes]:
         yield data
 
+    told = None
     try:
         if name == "EmbedImages":
-            async for _ in channel.stream_stream(PREFIX + name)(once(), timeout=60):
+            call = channel.stream_stream(PREFIX + name)(once(), timeout=60)
+            told = FirstStatus(call)
+            async for _ in call:
                 pass
         elif name == "GetEmbedding":
             async for _ in channel.unary_stream(PREFIX + name)(data, timeout=60):
                 pass
         else:
             await channel.unary_unary(PREFIX + name)(data, timeout=60)
-    except grpc.aio.AioRpcError as error:
+    except grpc.aio.AioRpcError as replaced:
+        error = told.error if told and told.error else replaced
         ours = error_from_call(error.code(), error.details(), tuple(error.trailing_metadata()))
         return error.code(), ours.reason, ours.message
     return None

@@ -15,6 +15,7 @@ from google.protobuf.struct_pb2 import Value
 from fakes.registry_stores import Stores
 from vplab.api.registry.v1 import registry_service_pb2 as pb
 from vplab.api.registry.v1 import registry_service_pb2_grpc as pb_grpc
+from vplab.client.first_status import FirstStatus
 from vplab.errors import InvalidInput, VPLabError
 from vplab.registry.composition import open_registry
 from vplab.runtime.server import running_server
@@ -80,9 +81,11 @@ async def refusal(call: Any) -> VPLabError:
         else:
             await call
 
+    told = FirstStatus(call)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await ended()
-    return error_from_call(raised.value.code(), raised.value.details(), raised.value.trailing_metadata())
+    error = told.error or raised.value
+    return error_from_call(error.code(), error.details(), error.trailing_metadata())
 
 
 async def fields(call: Any) -> list[str]:

@@ -14,6 +14,7 @@ from fakes.segmentation_site import RED, Serving, as_png, scene
 from vplab.api.segmentation.v1 import segmentation_service_pb2 as pb
 from vplab.api.vision.v1 import vision_pb2
 from vplab.client import ObjectPrompt
+from vplab.client.first_status import FirstStatus
 from vplab.wire.masks import mask_to_proto
 from vplab.wire.status import error_from_call
 
@@ -73,13 +74,17 @@ async def refusal(channel: grpc.aio.Channel, name: str, data: list[bytes]) -> tu
         for message in data:
             yield message
 
+    told = None
     try:
         if name == "SegmentImages":
-            async for _ in channel.stream_stream(PREFIX + name)(each(), timeout=60):
+            call = channel.stream_stream(PREFIX + name)(each(), timeout=60)
+            told = FirstStatus(call)
+            async for _ in call:
                 pass
         else:
             await channel.unary_unary(PREFIX + name)(data[0], timeout=60)
-    except grpc.aio.AioRpcError as error:
+    except grpc.aio.AioRpcError as replaced:
+        error = told.error if told and told.error else replaced
         ours = error_from_call(error.code(), error.details(), tuple(error.trailing_metadata()))
         return error.code(), ours.reason, ours.message
     return None

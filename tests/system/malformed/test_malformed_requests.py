@@ -22,6 +22,7 @@ from vplab.api.registry.v1 import registry_service_pb2
 from vplab.api.segmentation.v1 import segmentation_service_pb2
 from vplab.api.training.v1 import training_service_pb2
 from vplab.api.vision.v1 import vision_pb2
+from vplab.client.first_status import FirstStatus
 from vplab.vision.masks import encode_runs
 
 NUM_REQUESTS = 10_000
@@ -120,19 +121,19 @@ async def _send(channel: grpc.aio.Channel, method: Method, messages: list[bytes]
             yield message
 
     watches = method.path.endswith(("/WatchAliases", "/WatchTuningJob"))
-    options = {"timeout": QUIET_S if watches else 60.0}
+    kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+    call = getattr(channel, kind)(method.path, as_is, as_is)(
+        stream() if method.client_streaming else messages[0], timeout=QUIET_S if watches else 60.0
+    )
+    told = FirstStatus(call)
     try:
-        if method.client_streaming and method.server_streaming:
-            async for _ in channel.stream_stream(method.path, as_is, as_is)(stream(), **options):
-                pass
-        elif method.client_streaming:
-            await channel.stream_unary(method.path, as_is, as_is)(stream(), **options)
-        elif method.server_streaming:
-            async for _ in channel.unary_stream(method.path, as_is, as_is)(messages[0], **options):
+        if method.server_streaming:
+            async for _ in call:
                 pass
         else:
-            await channel.unary_unary(method.path, as_is, as_is)(messages[0], **options)
-    except grpc.aio.AioRpcError as error:
+            await call
+    except grpc.aio.AioRpcError as replaced:
+        error = told.error or replaced
         quiet = watches and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         return None if quiet else error
     return None

@@ -262,3 +262,42 @@ async def test_a_message_above_the_limit_is_named_as_such() -> None:
 def test_client_and_servers_name_their_headers_alike() -> None:
     assert REQUEST_ID_KEY == runtime_request.REQUEST_ID_KEY
     assert CLIENT_KEY == runtime_request.CLIENT_KEY
+
+
+@pytest.mark.parametrize("kind", [InvalidInput, FailedPrecondition])
+async def test_a_stream_refused_while_it_is_written_to_raises_what_the_server_said(kind: type[Exception]) -> None:
+    async def images(count: int) -> AsyncIterator[tuple[str, bytes]]:
+        for number in range(count):
+            yield str(number), b"a" * 3000
+
+    class RefusesTheFirst(Told):
+        async def EmbedImages(self, requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            async for _ in requests:
+                await self.behaviour(context)
+            yield pb.EmbedImagesResponse()
+
+    async with (
+        serving(registration(RefusesTheFirst(refusing(kind("no"))))) as address,
+        client_of(address) as client,
+    ):
+        for attempt in range(200):  # without the status as it was sent, a fifth of these are Internal
+            with pytest.raises(kind, match="no"):
+                async for _ in client.embedding.embed_images(images(1 + attempt % 5), "artifacts/e"):
+                    pass
+
+
+async def test_a_stream_answered_before_its_end_keeps_its_answers() -> None:
+    async def images() -> AsyncIterator[tuple[str, bytes]]:
+        for number in range(5):
+            yield str(number), b"a" * 3000
+
+    class AnswersTheFirst(Told):
+        async def EmbedImages(self, requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            async for request in requests:
+                yield pb.EmbedImagesResponse(item_id=request.item_id, response=pb.EmbedImageResponse())
+                return
+
+    async with serving(registration(AnswersTheFirst(nothing))) as address, client_of(address) as client:
+        for _ in range(200):
+            answers = [answer.item_id async for answer in client.embedding.embed_images(images(), "artifacts/e")]
+            assert answers == ["0"]

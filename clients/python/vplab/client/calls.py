@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from vplab import errors
+from vplab.client.first_status import FirstStatus
 from vplab.client.options import ClientOptions
 from vplab.errors import Cancelled, DeadlineExceeded, FailedPrecondition, Internal, InvalidInput, Unavailable
 from vplab.wire.status import error_from_call
@@ -62,7 +63,14 @@ class Calls:
         deadline_s, metadata = self._deadline_s(timeout_s, default_s), self._metadata()
         source = _Source(requests)
         with self._translated(metadata, source):
-            answer = await method(source.read(), timeout=deadline_s, metadata=metadata)
+            call = method(source.read(), timeout=deadline_s, metadata=metadata)
+            source.told = FirstStatus(call)
+            try:
+                answer = await call
+            except grpc.aio.AioRpcError as error:
+                if source.told.is_ok:
+                    raise Unavailable(f"the {self.area} service answered early and its answer was lost") from error
+                raise
         return self.converted(answer, convert)
 
     async def server_stream(
@@ -95,9 +103,13 @@ class Calls:
         source = _Source(requests)
         with self._translated(metadata, source):
             call = method(source.read(), timeout=deadline_s, metadata=metadata)
+            source.told = FirstStatus(call)
             try:
                 async for answer in call:
                     yield answer
+            except grpc.aio.AioRpcError:
+                if not source.told.is_ok:
+                    raise
             finally:
                 call.cancel()
 
@@ -134,7 +146,8 @@ class Calls:
         except grpc.aio.AioRpcError as error:
             if source is not None and source.error is not None:
                 raise source.error from error
-            raise self._error(error, metadata[0][1]) from error
+            told = source.told.error if source is not None and source.told is not None else None
+            raise self._error(told or error, metadata[0][1]) from error
         except asyncio.CancelledError as error:
             if source is not None and source.error is not None:
                 raise source.error from error
@@ -172,6 +185,7 @@ class _Source:
     def __init__(self, requests: AsyncIterator[Any]) -> None:
         self._requests = requests
         self.error: Exception | None = None
+        self.told: FirstStatus | None = None
 
     async def read(self) -> AsyncIterator[Any]:
         try:
