@@ -21,6 +21,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from vplab.embedding import metrics
+from vplab.embedding.backends._direct_file import DirectWriter
 from vplab.embedding.backends._embedding_file import Damaged, decode_embedding, encode_embedding
 from vplab.embedding.values import Embedding
 from vplab.errors import ResourceExhausted, Unavailable
@@ -63,6 +64,7 @@ class ObstoreEmbeddings:
     def __init__(self, store: ObjectStore, max_bytes: int, *, num_threads: int = 4) -> None:
         self._store = store
         self._folder = Path(store.prefix) if isinstance(store, LocalStore) and store.prefix else None
+        self._direct = DirectWriter()
         self._max_bytes = max_bytes
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._num_bytes = 0
@@ -122,13 +124,17 @@ class ObstoreEmbeddings:
         if len(data) > self._max_bytes:
             return
         try:
-            obstore.put(self._store, _path(embedding.key), data)
+            self._put(_path(embedding.key), data)
         except (BaseError, OSError) as error:
             if any(text in str(error) for text in _FULL):
                 raise ResourceExhausted("The embedding store is full", reason="STORAGE_FULL") from error
             raise Unavailable("The embedding store cannot be written") from error
         self._used(embedding.key, len(data))
         self._evict()
+
+    def _put(self, path: str, data: bytes) -> None:
+        if self._folder is None or not self._direct.write(self._folder / path, data):
+            obstore.put(self._store, path, data)
 
     def _index(self) -> None:
         if self._folder is not None:
