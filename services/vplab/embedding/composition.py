@@ -82,7 +82,7 @@ async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncI
         stack.push_async_callback(queue.close)
         directory = EncoderDirectory(source, pool)
         stack.push_async_callback(directory.close)
-        core = EmbeddingCore(directory, pool, cache, preparation, queue)
+        core = EmbeddingCore(directory, pool, cache, preparation, queue, works_at_device=runs_on_cpu(_onnx(config)))
         jobs = await _jobs(config, source, core, stack)
         stack.push_async_callback(background.close)
         for name, work in (

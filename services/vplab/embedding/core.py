@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -36,26 +37,50 @@ from vplab.vision.half_values import to_half
 Value = TypeVar("Value")
 
 
+EncodedOutputs = Sequence[npt.NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class EncodeItem:
     """One image for the device."""
 
     encoder: LoadedEncoder
-    image: npt.NDArray[np.float32]
-    """(3, S, S) float32, preprocessed."""
+    image: Callable[[], npt.NDArray[np.float32]]
+    """Gives (3, S, S) float32, preprocessed, in the device's thread."""
+    finish: Callable[[EncodedOutputs], Any] | None = None
+    """Makes of the outputs what is wanted, in the device's thread; None leaves them as they are."""
 
 
-EncodedOutputs = Sequence[npt.NDArray[np.float32]]
-EncodeQueue = DeviceQueue[EncodeItem, EncodedOutputs]
+EncodeQueue = DeviceQueue[EncodeItem, Any]
 
 
-def encode_batch(items: Sequence[EncodeItem]) -> list[EncodedOutputs]:
-    """Run images of one encoder as a batch; the work function of the device's queue."""
-    if len(items) == 1:
-        return [[output[0] for output in items[0].encoder.run(items[0].image[None])]]
-    outputs = items[0].encoder.run(np.stack([item.image for item in items]))
-    # Copied, because a slice would keep the whole batch in memory for as long as one of its embeddings is cached.
-    return [[output[i].copy() for output in outputs] for i in range(len(items))]
+def encode_batch(items: Sequence[EncodeItem]) -> list[Any]:
+    """Run images of one encoder as a batch; the work function of the device's queue.
+
+    An image that cannot be read, or finished, fails alone.
+    """
+    results: list[Any] = [_caught(item.image) for item in items]
+    readable = [i for i, image in enumerate(results) if not isinstance(image, Exception)]
+    if not readable:
+        return results
+    images = results[readable[0]][None] if len(readable) == 1 else np.stack([results[i] for i in readable])
+    outputs = items[0].encoder.run(images)
+    for row, i in enumerate(readable):
+        # Copied from a batch, because a slice would keep all of it in memory for as long as one embedding is cached.
+        own = [output[row] if len(readable) == 1 else output[row].copy() for output in outputs]
+        finish = items[i].finish
+        results[i] = own if finish is None else _caught(partial(finish, own))
+    return results
+
+
+def _caught(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except Exception as error:  # the queue raises it for this image alone
+        return error
+
+
+_Finish = Callable[[PreparedImage, EncodedOutputs], Embedding]
 
 
 @dataclass(frozen=True)
@@ -84,12 +109,20 @@ class EmbeddingCore:
         cache: EmbeddingCache,
         preparation: ImagePreparation,
         queue: EncodeQueue,
+        *,
+        works_at_device: bool,
     ) -> None:
+        """works_at_device: whether the threads that run the encoders read the images too, and finish the embeddings.
+
+        On a CPU: other threads would only take the same cores from them, and what they hand over has left the caches
+        of the core that needs it. A GPU would wait meanwhile.
+        """
         self.directory = directory
         self._pool = pool
         self._cache = cache
         self._preparation = preparation
         self._queue = queue
+        self._works_at_device = works_at_device
         # A click must not wait behind the same image in a folder's job, so the priority is part of what is shared.
         self._flights: SingleFlight[Embedding] = SingleFlight()
 
@@ -145,19 +178,19 @@ class EmbeddingCore:
         precision: Precision,
         urgency: Urgency,
     ) -> dict[str, FoundEmbedding]:
+        preprocessings = [encoder.spec.preprocessing for encoder in missing.values()]
+        # Several encoders share the pixels, which then are read before any of them.
+        read_first = not self._works_at_device or len(missing) > 1
         prepared = _Once(
             lambda: self._preparation.prepare(
-                image,
-                [encoder.spec.preprocessing for encoder in missing.values()],
-                urgency.deadline,
-                is_background=urgency.is_background,
+                image, preprocessings, urgency.deadline, is_background=urgency.is_background
             )
         )
 
         async def compute(key: str, encoder: EncoderVersion) -> Embedding:
             return await self._flights.run(
                 (key, urgency.priority),
-                lambda: self._compute(key, digest, encoder, prepared, precision, urgency),
+                lambda: self._compute(key, digest, encoder, prepared if read_first else image, precision, urgency),
             )
 
         computed = await _all([compute(key, encoder) for key, encoder in missing.items()])
@@ -168,7 +201,7 @@ class EmbeddingCore:
         key: str,
         digest: str,
         version: EncoderVersion,
-        prepared: "_Once[PreparedImage]",
+        source: "_Once[PreparedImage] | EncodedImage | FrameImage",
         precision: Precision,
         urgency: Urgency,
     ) -> Embedding:
@@ -177,17 +210,52 @@ class EmbeddingCore:
         if known is not None:
             return known
         encoder = await self._pool.get(version)
-        image = await prepared.get()
-        item = EncodeItem(encoder, image.inputs[version.spec.preprocessing.digest].tensor)
-        outputs = await self._queue.submit(
-            item, priority=urgency.priority, deadline=urgency.deadline, client=urgency.client
-        )
-        tensors = await self._preparation.finish(
-            lambda: _tensors(version, outputs, precision), is_background=urgency.is_background
-        )
-        embedding = Embedding(key, version.model, digest, image.image_hw, precision, tensors)
+
+        def finished(image: PreparedImage, outputs: EncodedOutputs) -> Embedding:
+            tensors = _tensors(version, outputs, precision)
+            return Embedding(key, version.model, digest, image.image_hw, precision, tensors)
+
+        if isinstance(source, _Once):
+            embedding = await self._encode(version, encoder, await source.get(), finished, urgency)
+        else:
+            embedding = await self._read_and_encode(version, encoder, source, finished, urgency)
         self._cache.put(embedding)
         return embedding
+
+    async def _encode(
+        self, version: EncoderVersion, encoder: LoadedEncoder, image: PreparedImage, finished: _Finish, urgency: Urgency
+    ) -> Embedding:
+        tensor = image.inputs[version.spec.preprocessing.digest].tensor
+        finish = partial(finished, image)
+        item = EncodeItem(encoder, lambda: tensor, finish if self._works_at_device else None)
+        made = await self._submit(item, urgency)
+        if self._works_at_device:
+            return cast(Embedding, made)
+        return await self._preparation.finish(lambda: finish(made), is_background=urgency.is_background)
+
+    async def _read_and_encode(
+        self,
+        version: EncoderVersion,
+        encoder: LoadedEncoder,
+        image: EncodedImage | FrameImage,
+        finished: _Finish,
+        urgency: Urgency,
+    ) -> Embedding:
+        preprocessing = version.spec.preprocessing
+        read: list[PreparedImage] = []
+
+        def tensor() -> npt.NDArray[np.float32]:
+            read.append(self._preparation.read(image, [preprocessing]))
+            return read[0].inputs[preprocessing.digest].tensor
+
+        item = EncodeItem(encoder, tensor, lambda outputs: finished(read[0], outputs))
+        with self._preparation.waiting(image):
+            return cast(Embedding, await self._submit(item, urgency))
+
+    async def _submit(self, item: EncodeItem, urgency: Urgency) -> Any:
+        return await self._queue.submit(
+            item, priority=urgency.priority, deadline=urgency.deadline, client=urgency.client
+        )
 
 
 class _Once(Generic[Value]):

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -73,18 +74,37 @@ class ImagePreparation:
         waits for it, so that it gives way to everything else.
         Raises InvalidInput for an image that is unreadable or too large, ResourceExhausted when too much waits.
         """
-        wanted = {preprocessing.digest: preprocessing for preprocessing in preprocessings}
 
         def work() -> PreparedImage:
-            began = time.monotonic()
-            if deadline is not None and began >= deadline:
+            if deadline is not None and time.monotonic() >= deadline:
                 raise DeadlineExceeded("the deadline passed before the image was decoded")
-            pixels = _decode(image, self.limits)
-            inputs = {digest: preprocess(pixels, preprocessing) for digest, preprocessing in wanted.items()}
-            metrics.PREPARE_SECONDS.observe(time.monotonic() - began)
-            return PreparedImage((pixels.shape[0], pixels.shape[1]), inputs)
+            return self.read(image, preprocessings)
 
         return await self._run(image, work, is_background=is_background)
+
+    def read(self, image: EncodedImage | FrameImage, preprocessings: Iterable[Preprocessing]) -> PreparedImage:
+        """Decode an image once and make it an input of each encoder, in the thread that calls.
+
+        Raises InvalidInput for an image that is unreadable or too large.
+        """
+        began = time.monotonic()
+        pixels = _decode(image, self.limits)
+        wanted = {preprocessing.digest: preprocessing for preprocessing in preprocessings}
+        inputs = {digest: preprocess(pixels, preprocessing) for digest, preprocessing in wanted.items()}
+        metrics.PREPARE_SECONDS.observe(time.monotonic() - began)
+        return PreparedImage((pixels.shape[0], pixels.shape[1]), inputs)
+
+    @contextmanager
+    def waiting(self, image: EncodedImage | FrameImage) -> Iterator[None]:
+        """Count a file or frame among those that wait. Raises ResourceExhausted when too much waits."""
+        num_bytes = len(image.data)
+        if self._waiting_bytes and self._waiting_bytes + num_bytes > self._max_waiting_bytes:
+            raise ResourceExhausted("too many images wait to be decoded", retry_after_s=_RETRY_AFTER_S)
+        self._waiting_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self._waiting_bytes -= num_bytes
 
     async def finish(self, work: Callable[[], Value], *, is_background: bool) -> Value:
         """Do in a thread what is left once an image is encoded; it waits for nothing, so nothing bounds it."""
@@ -99,14 +119,8 @@ class ImagePreparation:
     async def _run(
         self, image: EncodedImage | FrameImage, work: Callable[[], Value], *, is_background: bool = False
     ) -> Value:
-        num_bytes = len(image.data)
-        if self._waiting_bytes and self._waiting_bytes + num_bytes > self._max_waiting_bytes:
-            raise ResourceExhausted("too many images wait to be decoded", retry_after_s=_RETRY_AFTER_S)
-        self._waiting_bytes += num_bytes
-        try:
+        with self.waiting(image):
             return await self.finish(work, is_background=is_background)
-        finally:
-            self._waiting_bytes -= num_bytes
 
 
 def _digest(image: EncodedImage | FrameImage, limits: ImageLimits) -> str:

@@ -1,9 +1,11 @@
 """What the core makes of an encoder's outputs, and how it shares the device."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +14,14 @@ from prometheus_client import REGISTRY
 from fakes import tiny_models
 from fakes.embedding_server import png
 from fakes.fake_models import FakeModelSource
+from vplab.embedding import preparation as preparation_module
 from vplab.embedding.cache import EmbeddingCache, HostCache
 from vplab.embedding.core import EmbeddingCore, EncodeQueue, Urgency, encode_batch
 from vplab.embedding.encoder_directory import EncoderDirectory
 from vplab.embedding.encoder_pool import EncoderPool
 from vplab.embedding.preparation import ImagePreparation
 from vplab.embedding.values import EncodedImage, KnownImage, Precision, Tier
-from vplab.errors import Internal
+from vplab.errors import Internal, InvalidInput, ResourceExhausted
 from vplab.runtime.device_queue import Priority
 from vplab.vision.images import ImageLimits
 from vplab.vision.specs import EncoderSpec
@@ -56,7 +59,9 @@ class FakeLoader:
 
 
 @asynccontextmanager
-async def core_with(loader: FakeLoader, folder: Path, max_wait_s: float = 0.0) -> AsyncIterator[EmbeddingCore]:
+async def core_with(
+    loader: FakeLoader, folder: Path, max_wait_s: float = 0.0, *, works_at_device: bool = True
+) -> AsyncIterator[EmbeddingCore]:
     tiny_models.write_encoder(folder)
     source = FakeModelSource()
     source.publish("tiny-encoder", 1, folder)
@@ -73,22 +78,64 @@ async def core_with(loader: FakeLoader, folder: Path, max_wait_s: float = 0.0) -
     preparation = ImagePreparation(ImageLimits(), num_threads=2, max_waiting_bytes=1 << 24)
     cache = EmbeddingCache(HostCache(1 << 24), None)
     try:
-        yield EmbeddingCore(EncoderDirectory(source, pool), pool, cache, preparation, queue)
+        directory = EncoderDirectory(source, pool)
+        yield EmbeddingCore(directory, pool, cache, preparation, queue, works_at_device=works_at_device)
     finally:
         await queue.close()
         preparation.close()
         pool.close()
 
 
-async def test_images_that_arrive_together_share_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("works_at_device", [False, True])
+async def test_images_that_arrive_together_share_a_run(tmp_path: Path, works_at_device: bool) -> None:
     loader = FakeLoader()
-    async with core_with(loader, tmp_path / "model", max_wait_s=0.5) as core:
+    async with core_with(loader, tmp_path / "model", max_wait_s=0.5, works_at_device=works_at_device) as core:
         encoders = await core.resolve([NAME])
         images = [EncodedImage(png(i)) for i in range(4)]
         found = await asyncio.gather(*(core.embed(i, encoders, Precision.FLOAT16, CLICK) for i in images))
     assert loader.encoder.batch_sizes == [4]
     assert loader.num_loads == 1
     assert len({f.embedding.key for (f,) in found}) == 4
+
+
+@pytest.mark.parametrize("works_at_device", [False, True])
+async def test_an_unreadable_image_of_a_batch_fails_alone(tmp_path: Path, works_at_device: bool) -> None:
+    loader = FakeLoader()
+    async with core_with(loader, tmp_path / "model", max_wait_s=0.5, works_at_device=works_at_device) as core:
+        encoders = await core.resolve([NAME])
+        images = [EncodedImage(data) for data in (png(0), b"no image", png(1), png(2)[:60])]
+        found = await asyncio.gather(
+            *(core.embed(i, encoders, Precision.FLOAT16, CLICK) for i in images), return_exceptions=True
+        )
+    assert [isinstance(one, InvalidInput) for one in found] == [False, True, False, True]
+    assert [one[0].embedding.image_hw for one in (found[0], found[2])] == [(60, 90), (60, 90)]
+    assert loader.encoder.batch_sizes == [2]
+
+
+async def test_an_image_is_read_by_the_thread_that_encodes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers: dict[bool, list[str]] = {True: [], False: []}
+    decode = preparation_module.decode_image
+    for works_at_device, names in readers.items():
+
+        def decode_here(*arguments: Any, names: list[str] = names) -> Any:
+            names.append(threading.current_thread().name)
+            return decode(*arguments)
+
+        monkeypatch.setattr(preparation_module, "decode_image", decode_here)
+        async with core_with(FakeLoader(), tmp_path / f"{works_at_device}", works_at_device=works_at_device) as core:
+            await core.embed(EncodedImage(png()), await core.resolve([NAME]), Precision.FLOAT16, CLICK)
+    assert [name.startswith("device-") for name in (*readers[True], *readers[False])] == [True, False]
+
+
+@pytest.mark.parametrize("works_at_device", [False, True])
+async def test_what_waits_to_be_read_is_bounded(tmp_path: Path, works_at_device: bool) -> None:
+    async with core_with(FakeLoader(), tmp_path / "model", max_wait_s=0.2, works_at_device=works_at_device) as core:
+        encoders = await core.resolve([NAME])
+        images = [EncodedImage(png(i) + bytes(3 << 22)) for i in range(2)]
+        found = await asyncio.gather(
+            *(core.embed(i, encoders, Precision.FLOAT16, CLICK) for i in images), return_exceptions=True
+        )
+    assert [type(one) for one in found] == [list, ResourceExhausted]
 
 
 async def test_what_float16_cannot_hold_becomes_its_largest_number(tmp_path: Path) -> None:
