@@ -189,16 +189,17 @@ async def test_several_batches_run_at_a_time_where_that_is_allowed():
         assert await asyncio.gather(*tasks) == [1, 2, 3]
 
 
-async def test_a_batch_leaves_the_other_threads_their_share():
+@pytest.mark.parametrize(("num_waiting", "size"), [(1, 1), (7, 1), (16, 2), (24, 3), (80, 4)])
+async def test_a_batch_of_several_threads_is_a_small_part_of_what_waits(num_waiting, size):
     device = Device()
-    async with open_queue(device, num_threads=2, max_batch_size=4) as queue:
-        tasks = await begin(queue, 1, 2)
+    async with open_queue(device, num_threads=2, max_batch_size=4, capacity=100) as queue:
+        tasks = await begin(queue, "a", "b")
         await device.wait_begun()
         await device.wait_begun()
-        tasks += await begin(queue, 3, 4, 5, 6)
-        device.let_go(6)
+        tasks += await begin(queue, *range(num_waiting))
+        device.let_go(num_waiting + 2)
         await asyncio.gather(*tasks)
-    assert [len(batch) for batch in device.batches[:3]] == [1, 1, 2]
+    assert [len(batch) for batch in device.batches[:3]] == [1, 1, size]
 
 
 async def test_what_nobody_waits_for_has_threads_of_its_own_that_give_way():
