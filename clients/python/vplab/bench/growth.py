@@ -106,7 +106,9 @@ def straight_line(units: Sequence[float], seconds: Sequence[float]) -> dict[str,
     if len(units) < 2:
         return {"fixed_s": None, "unit_s": None, "r2": None}
     x, y = np.array(units, np.float64), np.array(seconds, np.float64)
-    unit_s, fixed_s = np.polyfit(x, y, 1)
+    # Not by a decomposition, which on some processors leaves equal seconds a slope of minus nothing.
+    unit_s = ((x - x.mean()) @ (y - y.mean())) / ((x - x.mean()) @ (x - x.mean()))
+    fixed_s = y.mean() - unit_s * x.mean()
     spread = float(((y - y.mean()) ** 2).sum())
     left = float(((y - fixed_s - unit_s * x) ** 2).sum())
     return {"fixed_s": float(fixed_s), "unit_s": float(unit_s), "r2": 1 - left / spread if spread else None}
