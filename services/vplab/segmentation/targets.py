@@ -163,7 +163,7 @@ class Targets:
     async def _embed_tiles(
         self, image: ImageInput, wanted: Wanted, tile_side: int
     ) -> list[tuple[Tile, Mapping[ModelRef, Embedded]]]:
-        pixels = await self._workers.run(lambda: _decode(image, self._limits))
+        pixels = await self._workers.run_long(lambda: _decode(image, self._limits))
         size_hw = (pixels.shape[0], pixels.shape[1])
         areas = tile_layout(size_hw, tile_side)
         if len(areas) > self._max_tiles:
