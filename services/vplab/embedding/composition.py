@@ -63,7 +63,7 @@ async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncI
         pool = EncoderPool(source, OnnxEncoderLoader(_onnx(config)), config.max_encoders, config.max_encoder_bytes)
         stack.callback(pool.close)
         preparation = ImagePreparation(_limits(config), config.decode_threads, config.max_waiting_bytes)
-        stack.callback(preparation.close)
+        stack.push_async_callback(preparation.close)
         store = await _store(config, stack, background)
         cache = EmbeddingCache(HostCache(config.host_cache_bytes), store)
         stack.push_async_callback(cache.close)

@@ -68,11 +68,6 @@ class Urgency:
     client: str = ""
     """On whose behalf; clients share the device evenly."""
 
-    @property
-    def is_background(self) -> bool:
-        """Whether nobody waits for the result."""
-        return self.priority is Priority.BATCH
-
 
 class EmbeddingCore:
     """Finds or makes embeddings; every key is computed at most once at a time for each priority."""
@@ -105,7 +100,7 @@ class EmbeddingCore:
         Raises InvalidInput for the image, EmbeddingNotCached for a digest whose embedding is gone, ModelUnsupported,
         DataLoss, ResourceExhausted, DeadlineExceeded, Unavailable.
         """
-        digest = image.digest if isinstance(image, KnownImage) else await self._preparation.digest(image)
+        digest = await self._digest(image, urgency)
         wanted = {embedding_key(digest, encoder, precision): encoder for encoder in encoders}
         found = {key: await self._cache.get(key) for key in wanted}
         missing = {key: encoder for key, encoder in wanted.items() if found[key] is None}
@@ -115,6 +110,11 @@ class EmbeddingCore:
             found |= await self._compute_all(image, digest, missing, precision, urgency)
         in_order = (found[embedding_key(digest, encoder, precision)] for encoder in encoders)
         return [cast(FoundEmbedding, embedding) for embedding in in_order]
+
+    async def _digest(self, image: ImageInput, urgency: Urgency) -> str:
+        if isinstance(image, KnownImage):
+            return image.digest
+        return await self._preparation.digest(image, urgency.priority, urgency.client)
 
     async def cached(self, digest: str, encoders: Sequence[EncoderVersion], precision: Precision) -> bool:
         """Say whether every embedding of an image is cached, and keep those durably."""
@@ -150,7 +150,8 @@ class EmbeddingCore:
                 image,
                 [encoder.spec.preprocessing for encoder in missing.values()],
                 urgency.deadline,
-                is_background=urgency.is_background,
+                urgency.priority,
+                urgency.client,
             )
         )
 
@@ -183,7 +184,7 @@ class EmbeddingCore:
             item, priority=urgency.priority, deadline=urgency.deadline, client=urgency.client
         )
         tensors = await self._preparation.finish(
-            lambda: _tensors(version, outputs, precision), is_background=urgency.is_background
+            lambda: _tensors(version, outputs, precision), urgency.priority, urgency.client
         )
         embedding = Embedding(key, version.model, digest, image.image_hw, precision, tensors)
         self._cache.put(embedding)

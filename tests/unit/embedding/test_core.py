@@ -76,7 +76,7 @@ async def core_with(loader: FakeLoader, folder: Path, max_wait_s: float = 0.0) -
         yield EmbeddingCore(EncoderDirectory(source, pool), pool, cache, preparation, queue)
     finally:
         await queue.close()
-        preparation.close()
+        await preparation.close()
         pool.close()
 
 
