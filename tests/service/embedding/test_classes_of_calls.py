@@ -47,14 +47,19 @@ async def test_a_method_has_a_class_and_a_caller_may_ask_for_a_lower_one(
     assert of_single.client.endswith(" for somebody")
 
 
-async def test_a_job_is_of_the_class_that_nobody_waits_for(
+async def test_a_job_is_of_the_class_that_nobody_waits_for_and_a_client_of_its_own(
     serving: Serving, source: FakeModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = QueueRecord(monkeypatch)
-    images = pb.BlobImages(sha256=[source.add_image(png(i)) for i in range(3)])
-    await serving.stub.PrecomputeEmbeddings(pb.PrecomputeEmbeddingsRequest(blobs=images, encoders=[ENCODER]))
+    names = []
+    for number in range(2):
+        images = pb.BlobImages(sha256=[source.add_image(png(2 * number + i)) for i in range(2)])
+        request = pb.PrecomputeEmbeddingsRequest(blobs=images, encoders=[ENCODER])
+        names.append((await serving.stub.PrecomputeEmbeddings(request)).job.name)
     seen: list[Seen] = []
-    while len(seen) < 3:
-        await asyncio.sleep(0.01)
-        seen += record.take("encoder")
+    async with asyncio.timeout(60):
+        while len(seen) < 4:
+            await asyncio.sleep(0.01)
+            seen += record.take("encoder")
     assert {s.priority for s in seen} == {Priority.BATCH}
+    assert sorted(s.client for s in seen) == sorted(2 * names)
