@@ -10,6 +10,7 @@ from PIL import Image
 from vplab.client.embedding.values import Embedding, OutputTensor
 from vplab.client.models import ModelReference
 from vplab.errors import InvalidInput
+from vplab.segmentation import targets as module
 from vplab.segmentation.backends.grpc_embedding import GrpcEmbedding
 from vplab.segmentation.errors import EmbeddingNotCached, ModelMismatch
 from vplab.segmentation.targets import Targets
@@ -113,6 +114,29 @@ async def test_a_large_image_is_embedded_tile_by_tile(make: Make) -> None:
     assert len(target.embeddings) == 3
     sent = [call for call in embedder.calls if isinstance(call, FrameImage)]
     assert [(f.width, f.height, f.pixel_format) for f in sent] == [(100, 100, PixelFormat.RGB8)] * 3
+
+
+async def test_a_tiled_image_whose_embeddings_are_known_is_not_decoded_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def counting(data: bytes, limits: ImageLimits) -> np.ndarray:
+        decoded.append(data)
+        return decode_image(data, limits)
+
+    monkeypatch.setattr(module, "decode_image", counting)
+    targets, forgetful = make(FakeEmbedder()), make(FakeEmbedder(), cache_bytes=0)
+    first = await targets.open(png(100, 180), ENCODER, ENCODER, 100)
+    again = await targets.open(png(100, 180), ENCODER, ENCODER, 100)
+    assert len(decoded) == 1
+    assert [t.origin_xy for t in again.patches.tiles] == [t.origin_xy for t in first.patches.tiles]
+    np.testing.assert_array_equal(again.embeddings, first.embeddings)
+    await targets.open(png(100, 180), ENCODER, ENCODER, 80)
+    assert len(decoded) == 2, "other tiles"
+    for _ in range(2):
+        await forgetful.open(png(100, 180), ENCODER, ENCODER, 100)
+    assert len(decoded) == 4, "nobody has the embeddings any more"
 
 
 async def test_a_large_image_by_digest_and_too_many_tiles_are_refused(make: Make) -> None:
