@@ -37,6 +37,7 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
         self.blobs: dict[str, bytes] = {}
         self.num_segmented = 0
         self.adapters_asked: list[str] = []
+        self.priorities_asked: list[str] = []
         self.predictions_asked: list[pb.PredictMasksRequest] = []
         self.before_segment: Callable[[bytes], None] = lambda data: None
         self.before_predict: Callable[[], None] = lambda: None
@@ -46,6 +47,7 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
 
     def PredictMasks(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.predictions_asked.append(request)
+        self._note_priority(context)
         with refusing(context):
             self.before_predict()
             digest, data = self._image(request.image)
@@ -93,6 +95,7 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
             return pb.GetPromptSetResponse(prompt_set=versions[-1])
 
     def SegmentImage(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._note_priority(context)
         with refusing(context):
             _, data = self._image(request.image)
             self.before_segment(data)
@@ -117,6 +120,10 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
                 image_size=vision_pb2.ImageSize(height=pixels.shape[0], width=pixels.shape[1]),
                 provenance=vision_pb2.Provenance(segmenter=reference("fake-segmenter")),
             )
+
+    def _note_priority(self, context: grpc.ServicerContext) -> None:
+        metadata = {key: value for key, value in context.invocation_metadata()}
+        self.priorities_asked.append(metadata.get("x-vplab-priority", ""))
 
     def _image(self, image: vision_pb2.Image) -> tuple[str, bytes]:
         digest = image.digest or hashlib.sha256(image.encoded).hexdigest()

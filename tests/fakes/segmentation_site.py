@@ -18,6 +18,7 @@ from vplab.embedding.backends.client_models import ClientModels as EmbeddingMode
 from vplab.embedding.composition import open_embedding
 from vplab.embedding.config import EmbeddingConfig
 from vplab.runtime.server import running_server
+from vplab.segmentation.__main__ import client_options
 from vplab.segmentation.backends.client_models import ClientModels
 from vplab.segmentation.backends.client_prompt_sets import ClientPromptSets
 from vplab.segmentation.backends.grpc_embedding import GrpcEmbedding
@@ -82,7 +83,7 @@ class Site:
         }
         config = SegmentationConfig(**(values | settings))  # type: ignore[arg-type]
         addresses = {"registry": self.registry_address, "embedding": self.embedding_address}
-        async with AsyncClient(**addresses, options=ClientOptions()) as upstream:
+        async with AsyncClient(**addresses, options=client_options(config)) as upstream:
             snapshots = AsyncSnapshots(upstream.registry, config.cache_dir / "models")
             source = ClientModels(upstream.registry, snapshots, config.cache_dir / "encoders")
             store = ClientPromptSets(upstream.registry, snapshots, config.cache_dir / "names")

@@ -30,7 +30,7 @@ from vplab.runtime.server_info import ServedModel
 from vplab.vision.images import ImageLimits
 
 SERVICE_NAME = "vplab.api.embedding.v1.EmbeddingService"
-_GPU_BATCH = 4
+GPU_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncI
         pool = EncoderPool(source, OnnxEncoderLoader(_onnx(config)), config.max_encoders, config.max_encoder_bytes)
         stack.callback(pool.close)
         preparation = ImagePreparation(_limits(config), config.decode_threads, config.max_waiting_bytes)
-        stack.callback(preparation.close)
+        stack.push_async_callback(preparation.close)
         store = await _store(config, stack, background)
         cache = EmbeddingCache(HostCache(config.host_cache_bytes), store)
         stack.push_async_callback(cache.close)
@@ -72,7 +72,7 @@ async def open_embedding(config: EmbeddingConfig, source: ModelSource) -> AsyncI
             encode_batch,
             name="encoder",
             capacity=config.queue_capacity,
-            max_batch_size=config.max_batch_size or (1 if runs_on_cpu(_onnx(config)) else _GPU_BATCH),
+            max_batch_size=config.max_batch_size or (1 if runs_on_cpu(_onnx(config)) else GPU_BATCH),
             max_wait_s=config.max_batch_wait_s,
             batch_key=lambda item: id(item.encoder),
             num_threads=at_once,

@@ -68,7 +68,7 @@ class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
     """Encoders to load at the start, a JSON list of names such as ``artifacts/nano-encoder``."""
 
     job_images_at_once: Count = 4
-    """Images of a precompute job that are worked on at a time."""
+    """Images of precompute jobs that are worked on at a time; jobs take turns."""
 
     @field_validator("preload")
     @classmethod

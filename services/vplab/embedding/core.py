@@ -93,11 +93,6 @@ class Urgency:
     client: str = ""
     """On whose behalf; clients share the device evenly."""
 
-    @property
-    def is_background(self) -> bool:
-        """Whether nobody waits for the result."""
-        return self.priority is Priority.BATCH
-
 
 class EmbeddingCore:
     """Finds or makes embeddings; every key is computed at most once at a time for each priority."""
@@ -138,7 +133,7 @@ class EmbeddingCore:
         Raises InvalidInput for the image, EmbeddingNotCached for a digest whose embedding is gone, ModelUnsupported,
         DataLoss, ResourceExhausted, DeadlineExceeded, Unavailable.
         """
-        digest = image.digest if isinstance(image, KnownImage) else await self._preparation.digest(image)
+        digest = await self._digest(image, urgency)
         wanted = {embedding_key(digest, encoder, precision): encoder for encoder in encoders}
         found = {key: await self._cache.get(key) for key in wanted}
         missing = {key: encoder for key, encoder in wanted.items() if found[key] is None}
@@ -148,6 +143,11 @@ class EmbeddingCore:
             found |= await self._compute_all(image, digest, missing, precision, urgency)
         in_order = (found[embedding_key(digest, encoder, precision)] for encoder in encoders)
         return [cast(FoundEmbedding, embedding) for embedding in in_order]
+
+    async def _digest(self, image: ImageInput, urgency: Urgency) -> str:
+        if isinstance(image, KnownImage):
+            return image.digest
+        return await self._preparation.digest(image, urgency.priority, urgency.client)
 
     async def cached(self, digest: str, encoders: Sequence[EncoderVersion], precision: Precision) -> bool:
         """Say whether every embedding of an image is cached, and keep those durably."""
@@ -182,9 +182,7 @@ class EmbeddingCore:
         # Several encoders share the pixels, which then are read before any of them.
         read_first = not self._works_at_device or len(missing) > 1
         prepared = _Once(
-            lambda: self._preparation.prepare(
-                image, preprocessings, urgency.deadline, is_background=urgency.is_background
-            )
+            lambda: self._preparation.prepare(image, preprocessings, urgency.deadline, urgency.priority, urgency.client)
         )
 
         async def compute(key: str, encoder: EncoderVersion) -> Embedding:
@@ -231,7 +229,7 @@ class EmbeddingCore:
         made = await self._submit(item, urgency)
         if self._works_at_device:
             return cast(Embedding, made)
-        return await self._preparation.finish(lambda: finish(made), is_background=urgency.is_background)
+        return await self._preparation.finish(lambda: finish(made), urgency.priority, urgency.client)
 
     async def _read_and_encode(
         self,
@@ -249,7 +247,7 @@ class EmbeddingCore:
             return read[0].inputs[preprocessing.digest].tensor
 
         item = EncodeItem(encoder, tensor, lambda outputs: finished(read[0], outputs))
-        with self._preparation.waiting(image):
+        with self._preparation.waiting(image, urgency.client):
             return cast(Embedding, await self._submit(item, urgency))
 
     async def _submit(self, item: EncodeItem, urgency: Urgency) -> Any:

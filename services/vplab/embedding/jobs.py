@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Final, TypeVar
 
 import structlog
 
@@ -35,12 +36,17 @@ Value = TypeVar("Value")
 
 _log = structlog.get_logger(__name__)
 
-_BATCH = Urgency(Priority.BATCH)
 _RETRY_S = (0.5, 30.0)
+_MAX_JOBS: Final = 16
+"""Jobs that take turns; a further one waits for the end of one of these. Each has some dozens of names in memory."""
 
 
 class PrecomputeJobs:
-    """Creates, runs and cancels jobs; one job runs at a time, several of its images at once."""
+    """Creates, runs and cancels jobs.
+
+    Jobs take turns, image by image: a long one must not hold up a short one. ``num_at_once`` images are worked on at a
+    time, of all jobs together, so that more jobs take no more memory.
+    """
 
     def __init__(
         self, store: JobStore, source: ModelSource, core: EmbeddingCore, *, num_at_once: int, max_image_bytes: int
@@ -50,8 +56,10 @@ class PrecomputeJobs:
         self._core = core
         self._num_at_once = num_at_once
         self._max_image_bytes = max_image_bytes
-        self._created = asyncio.Event()
-        self._running: tuple[str, asyncio.Task[None]] | None = None
+        self._changed = asyncio.Event()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        # Who waits for one gets it in order of arrival. No job has more waiting than there are, which makes it fair.
+        self._turns = asyncio.Semaphore(num_at_once)
 
     async def create(
         self,
@@ -79,7 +87,7 @@ class PrecomputeJobs:
             precision=precision,
         )
         job = await self._store.create(request)
-        self._created.set()
+        self._changed.set()
         return job
 
     async def get(self, job_id: str) -> Job:
@@ -93,31 +101,44 @@ class PrecomputeJobs:
     async def cancel(self, job_id: str) -> Job:
         """End a job; what it embedded stays cached. Raises NotFound."""
         job = await self._store.finish(job_id, JobState.CANCELLED)
-        if self._running is not None and self._running[0] == job_id:
-            self._running[1].cancel()
+        if job_id in self._running:
+            self._running[job_id].cancel()
         return job
 
     async def run(self) -> None:
-        """Work on jobs, oldest first, for ever."""
-        while True:
-            self._created.clear()
-            job = await self._patiently(self._store.next_unfinished)
-            if job is None:
-                await self._created.wait()
-            else:
-                await self._run_to_its_end(job)
+        """Work on jobs for ever, begun oldest first; those under way are taken up again by the next start."""
+        try:
+            while True:
+                self._changed.clear()
+                job = None
+                if len(self._running) < _MAX_JOBS:
+                    job = await self._patiently(lambda: self._store.next_unfinished(list(self._running)))
+                if job is None:
+                    await self._changed.wait()
+                else:
+                    task = self._running[job.job_id] = asyncio.create_task(self._run_to_its_end(job))
+                    task.add_done_callback(partial(self._ended, job.job_id))
+        finally:
+            under_way = list(self._running.values())
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    def _ended(self, job_id: str, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # It stays among those that run: it has not ended in the store, and would be begun again at once, for ever.
+            _log.error("precompute_job_stuck", job=job_id, exc_info=error)
+            return
+        del self._running[job_id]
+        self._changed.set()
 
     async def _run_to_its_end(self, job: Job) -> None:
-        task = asyncio.create_task(self._run_job(job))
-        self._running = (job.job_id, task)
         try:
-            await asyncio.wait({task})
-        finally:
-            self._running = None
-            task.cancel()
-        if not task.cancelled() and (error := task.exception()) is not None:
+            await self._run_job(job)
+        except Exception as error:
             _log.error("precompute_job_failed", job=job.job_id, exc_info=error)
-            await self._patiently(lambda: self._store.finish(job.job_id, JobState.FAILED, _message(error)))
+            message = _message(error)
+            await self._patiently(lambda: self._store.finish(job.job_id, JobState.FAILED, message))
 
     async def _run_job(self, job: Job) -> None:
         encoders = await self._patiently(lambda: self._core.resolve([model.name for model in job.encoders]))
@@ -125,8 +146,13 @@ class PrecomputeJobs:
         limit = 16 * self._num_at_once
         while images := await self._patiently(lambda: self._store.pending_images(job.job_id, limit)):
             slots = asyncio.Semaphore(self._num_at_once)
-            outcomes = await asyncio.gather(*(self._try(image, encoders, job, slots) for image in images))
-            await self._record(job.job_id, outcomes)
+            tries = [asyncio.create_task(self._try(image, encoders, job, slots)) for image in images]
+            try:
+                await self._record(job.job_id, await asyncio.gather(*tries))
+            finally:
+                # After a failure too: what is left of a job that ended must not take turns from the others.
+                for task in tries:
+                    task.cancel()
         ended = await self._patiently(lambda: self._store.finish(job.job_id, JobState.SUCCEEDED))
         _log.info("precompute_job_ended", job=job.job_id, num_done=ended.num_done, num_failed=ended.num_failed)
 
@@ -143,7 +169,7 @@ class PrecomputeJobs:
         """Return the image once its embeddings are kept, or why they cannot be; raise what would fail every image."""
         async with slots:
             try:
-                await self._patiently(lambda: self._embed(image, encoders, job.precision))
+                await self._patiently(lambda: self._embed(image, encoders, job))
             except (FailedPrecondition, ResourceExhausted) as error:
                 if error.reason in ("MODEL_UNSUPPORTED", "STORAGE_FULL"):
                     raise
@@ -152,11 +178,14 @@ class PrecomputeJobs:
                 return _failure(image, error)
         return image
 
-    async def _embed(self, image: str, encoders: Sequence[EncoderVersion], precision: Precision) -> None:
-        if await self._core.cached(image, encoders, precision):
-            return
-        data = await self._source.read_image(image, self._max_image_bytes)
-        await self._core.persist(await self._core.embed(EncodedImage(data), encoders, precision, _BATCH))
+    async def _embed(self, image: str, encoders: Sequence[EncoderVersion], job: Job) -> None:
+        # A job is a client of its own, so that devices too are shared evenly between jobs.
+        urgency = Urgency(Priority.BATCH, client=f"precomputeJobs/{job.job_id}")
+        async with self._turns:
+            if await self._core.cached(image, encoders, job.precision):
+                return
+            data = await self._source.read_image(image, self._max_image_bytes)
+            await self._core.persist(await self._core.embed(EncodedImage(data), encoders, job.precision, urgency))
 
     async def _patiently(self, work: Callable[[], Awaitable[Value]]) -> Value:
         """Try again for as long as it is only busy or away."""

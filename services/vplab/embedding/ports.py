@@ -115,8 +115,8 @@ class JobStore(Protocol):
         """Return up to ``page_size`` jobs, newest first, and where the next page starts (None at the end)."""
         ...
 
-    async def next_unfinished(self) -> Job | None:
-        """Return the oldest job that is queued or was interrupted, now in state RUNNING."""
+    async def next_unfinished(self, under_way: Sequence[str] = ()) -> Job | None:
+        """Return the oldest job that is queued or was interrupted, now RUNNING; none of those ``under_way``."""
         ...
 
     async def pending_images(self, job_id: str, limit: int) -> Sequence[str]:

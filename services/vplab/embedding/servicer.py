@@ -39,14 +39,14 @@ class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
         return pb.ListEncodersResponse(encoders=[convert.encoder(e) for e in page], next_page_token=token)
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: Any) -> pb.EmbedImageResponse:
-        return await self._embed(request, Urgency(Priority.INTERACTIVE, current.deadline(), current.client()))
+        return await self._embed(request, _urgency(Priority.INTERACTIVE))
 
     async def EmbedImages(
         self, requests: AsyncIterator[pb.EmbedImagesRequest], context: Any
     ) -> AsyncIterator[pb.EmbedImagesResponse]:
         outstanding: set[str] = set()
         # A stream is a machine's, or a folder's: whoever clicks goes first.
-        urgency = Urgency(Priority.INLINE, current.deadline(), current.client())
+        urgency = _urgency(Priority.INLINE)
 
         async def answer(request: pb.EmbedImagesRequest) -> pb.EmbedImagesResponse:
             item_id = request.item_id
@@ -124,6 +124,10 @@ class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
             convert.check_answer_fits(encoders, precision, wanted, self._max_send_bytes)
         found = await self._core.embed(image, encoders, precision, urgency)
         return convert.embed_response(found, wanted if request.include_tensors else None)
+
+
+def _urgency(own: Priority) -> Urgency:
+    return Urgency(current.take_priority(own), current.deadline(), current.client())
 
 
 def _as_ours(error: Exception) -> VPLabError:

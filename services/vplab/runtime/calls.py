@@ -122,7 +122,8 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         remaining_s = self._remaining_s(method, context)
         takes_tokens = self._authenticate is not None
         client = client_of(context, metadata, takes_tokens=takes_tokens, trusted=self._trusted_clients)
-        request.enter(call_id, None if remaining_s is None else call.began + remaining_s, client)
+        deadline = None if remaining_s is None else call.began + remaining_s
+        request.enter(call_id, deadline, client, request.accept_priority(metadata.get(request.PRIORITY_KEY)))
         structlog.contextvars.bind_contextvars(request_id=call_id)
         self._calls.add(call)
         metrics.CALLS_IN_FLIGHT.labels(*method.labels).inc()

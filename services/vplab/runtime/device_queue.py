@@ -41,7 +41,8 @@ class Priority(IntEnum):
     INLINE = 1
     """A machine on a line, with its own cycle time."""
     BATCH = 2
-    """Nobody: precomputation, folders, evaluation. Starves while the others keep the device busy."""
+    """Nobody: precomputation, and calls that say so, as for folders and evaluation. Starves while the others keep the
+    device busy."""
 
 
 class _Entry(Generic[Item, Result]):

@@ -15,17 +15,22 @@ from vplab.segmentation.composition import open_segmentation
 from vplab.segmentation.config import SegmentationConfig
 
 
-async def start(config: SegmentationConfig) -> None:
-    """Serve until a signal."""
-    options = replace(
+def client_options(config: SegmentationConfig) -> ClientOptions:
+    """Return how this service calls others: with all that they may know about the call it does so for."""
+    return replace(
         ClientOptions.from_environment(),
         request_id=request.request_id,
         client=request.client,
+        priority=request.priority_to_pass_on,
         time_remaining_s=request.time_remaining_s,
         max_message_bytes=config.max_receive_bytes,
     )
+
+
+async def start(config: SegmentationConfig) -> None:
+    """Serve until a signal."""
     addresses = {"registry": config.registry_address, "embedding": config.embedding_address}
-    async with AsyncClient(**addresses, options=options) as client:
+    async with AsyncClient(**addresses, options=client_options(config)) as client:
         try:
             registry, embedding = client.registry, client.embedding
         except InvalidInput as error:

@@ -62,8 +62,8 @@ async def open_segmentation(
     except OSError as error:
         raise StartError(f"cannot use {config.cache_dir}: {error.strerror or error}") from error
     async with AsyncExitStack() as stack:
-        workers = Workers(config.worker_threads, config.max_waiting)
-        stack.callback(workers.close)
+        workers = Workers(config.worker_threads, config.quick_threads, config.max_waiting)
+        stack.push_async_callback(workers.close)
         at_once = num_cores() if serves_side_by_side(_onnx(config)) else 1
         queue: DecodeQueue = DecodeQueue(
             decode_batch,

@@ -77,9 +77,11 @@ class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
     max_batch_wait_s: SecondsOrZero = 0.0
     """How long a call waits for others to share its run."""
     worker_threads: Count = min(4, os.cpu_count() or 1)
-    """Images that are matched, or masks that are resized, at a time."""
+    """Images that are matched at a time; as many more of the class batch, which give way to everything else."""
+    quick_threads: Count = min(4, os.cpu_count() or 1)
+    """Digests, prompts and masks that are worked on at a time. No click waits for an image that is matched."""
     max_waiting: Count = 128
-    """Such pieces of work that may wait for a thread; more is refused with OVERLOADED."""
+    """Pieces of work that may wait for threads of one kind; more is refused with OVERLOADED."""
     stream_frames_at_once: Count = 2
     """Frames of one stream that are worked on at a time; the others of ``max_in_flight`` wait and may be dropped."""
 

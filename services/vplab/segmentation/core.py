@@ -174,7 +174,7 @@ class SegmentationCore:
         async with self._decoder(version, adapter) as graph:
             decoder = QueueDecoder(self._queue, spec, graph, image_encoder.spec.preprocessing, target, urgency)
             try:
-                findings, match_s = await self._workers.run(lambda: work.run(decoder))
+                findings, match_s = await self._workers.run_long(lambda: work.run(decoder))
             except asyncio.CancelledError:
                 decoder.cancel()
                 raise

@@ -167,7 +167,7 @@ class PromptSets:
             return _class_bank(class_id, targets, references, options.seed or 0)
 
         ids = [item.class_id for item in classes]
-        return References({i: await self._workers.run(partial(bank, i)) for i in ids})
+        return References({i: await self._workers.run_long(partial(bank, i)) for i in ids})
 
 
 def _class_bank(class_id: int, targets: Sequence[Target], references: Sequence[Reference], seed: int) -> ClassBank:

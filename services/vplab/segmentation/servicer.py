@@ -67,17 +67,19 @@ class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
         )
 
     async def SegmentImage(self, request: pb.SegmentImageRequest, context: Any) -> pb.SegmentImageResponse:
+        urgency = _urgency(Priority.INLINE)
         image = convert.image(request.image, field="image")
         name = convert.prompt_set_name(request.prompt_set, field="prompt_set")
         adapter = convert.model_name(request.adapter, field="adapter")
         options = convert.options(request.options, field="options")
         chosen = await self._core.choose(name, adapter)
-        found = await self._core.segment(image, chosen, options, _urgency(Priority.INLINE))
+        found = await self._core.segment(image, chosen, options, urgency)
         return await asyncio.to_thread(convert.segment_response, found)
 
     async def SegmentImages(
         self, requests: AsyncIterator[pb.SegmentImagesRequest], context: Any
     ) -> AsyncIterator[pb.SegmentImagesResponse]:
+        urgency = _urgency(Priority.INLINE)
         config = await _first(requests)
         name = convert.prompt_set_name(config.prompt_set, field="config.prompt_set")
         adapter = convert.model_name(config.adapter, field="config.adapter")
@@ -85,7 +87,6 @@ class SegmentationServicer(pb_grpc.SegmentationServiceServicer):
         policy = convert.drop_policy(config.drop_policy, field="config.drop_policy")
         max_in_flight = convert.max_in_flight(config.max_in_flight, field="config.max_in_flight")
         chosen = await self._core.choose(name, adapter)
-        urgency = _urgency(Priority.INLINE)
 
         async def work(frame: pb.Frame) -> pb.SegmentImagesResponse:
             return await self._answer(frame, chosen, options, urgency)
@@ -138,8 +139,9 @@ def _num_bytes(prediction: Prediction, *, includes_logits: bool) -> int:
     return sum(m.mask.runs.nbytes + (m.low_res_logits.nbytes if includes_logits else 0) for m in masks)
 
 
-def _urgency(priority: Priority) -> Urgency:
-    return Urgency(priority, current.deadline(), current.client())
+def _urgency(own: Priority) -> Urgency:
+    """Settle the class of a call before anything is asked of embedding, which is told."""
+    return Urgency(current.take_priority(own), current.deadline(), current.client())
 
 
 async def _first(requests: AsyncIterator[pb.SegmentImagesRequest]) -> pb.SegmentImagesConfig:

@@ -1,14 +1,15 @@
 """Images to what matching and decoding need: embeddings and patch features, tile by tile for large ones."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vplab.errors import InvalidInput
+from vplab.errors import InvalidInput, NotFound
 from vplab.segmentation.byte_cache import ByteCache
 from vplab.segmentation.errors import EmbeddingNotCached, ModelMismatch
 from vplab.segmentation.ports import Embedder
@@ -41,10 +42,14 @@ from vplab.vision.tiling import Tile, tile_layout
 
 IMAGE_EMBEDDING, PATCH_FEATURES, COLOURS = "image_embedding", "patch_features", "colours"
 _TILES_AT_ONCE = 4
+_TILE_NAMES_BYTES = 4 << 20
+_NAME_BYTES = 128
+"""Of a digest as a string, in memory."""
 
 Value = TypeVar("Value")
 Wanted = Mapping[ModelRef, Sequence[str]]
 """Roles wanted of each encoder."""
+EmbeddedTile = tuple[Tile, Mapping[ModelRef, Embedded]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +77,9 @@ class Targets:
         self._workers = workers
         self._limits = limits
         self._max_tiles = max_tiles
+        self._tile_names: ByteCache[Sequence[str]] = ByteCache(
+            "tiles", _TILE_NAMES_BYTES, lambda names: _NAME_BYTES * len(names)
+        )
         self._cache: ByteCache[Embedded | Decodable] = ByteCache("embedding", cache_bytes, lambda e: e.num_bytes)
 
     async def decodable(self, image: ImageInput, encoder: EncoderVersion, spec: SegmenterSpec) -> Decodable:
@@ -140,8 +148,10 @@ class Targets:
         wanted = _wanted(image_encoder, feature_encoder, wants_colours)
         size_hw = await self._size_hw(image)
         if size_hw is not None and _is_tiled(size_hw, tile_side):
-            found_tiles = await self._embed_tiles(image, wanted, tile_side)
             digest = await self.digest(image)
+            found_tiles = await self._known_tiles(digest, size_hw, wanted, tile_side)
+            if found_tiles is None:
+                found_tiles = await self._embed_tiles(image, digest, wanted, tile_side)
             return _target(digest, size_hw, found_tiles, image_encoder, feature_encoder, wants_colours)
         found = await self.embed(image, wanted)
         whole = found[feature_encoder.model]
@@ -160,23 +170,44 @@ class Targets:
                 return frame.height, frame.width
         return None
 
-    async def _embed_tiles(
-        self, image: ImageInput, wanted: Wanted, tile_side: int
-    ) -> list[tuple[Tile, Mapping[ModelRef, Embedded]]]:
-        pixels = await self._workers.run(lambda: _decode(image, self._limits))
+    async def _known_tiles(
+        self, digest: str, size_hw: tuple[int, int], wanted: Wanted, tile_side: int
+    ) -> list[EmbeddedTile] | None:
+        """Return the tiles of an image that was cut before, without its pixels; None where that cannot be done."""
+        names = self._tile_names.get((digest, tile_side))
+        if names is None:
+            return None
+        try:
+            found = await self._embed_all([KnownImage(name) for name in names], wanted)
+        except NotFound as error:
+            if error.reason != EmbeddingNotCached.default_reason:
+                raise
+            return None
+        return list(zip(tile_layout(size_hw, tile_side), found, strict=True))
+
+    async def _embed_tiles(self, image: ImageInput, digest: str, wanted: Wanted, tile_side: int) -> list[EmbeddedTile]:
+        pixels = await self._workers.run_long(lambda: _decode(image, self._limits))
         size_hw = (pixels.shape[0], pixels.shape[1])
         areas = tile_layout(size_hw, tile_side)
         if len(areas) > self._max_tiles:
             message = f"{len(areas)} tiles of {tile_side} pixels; at most {self._max_tiles}: choose a larger tile_side"
             raise InvalidInput(message, field="options.tile_side")
+        found = await self._embed_all([partial(_tile_of, pixels, area) for area in areas], wanted)
+        # As the embedding service calls them: it gets very large tiles as files.
+        names = [next(iter(of_tile.values())).image_digest for of_tile in found]
+        self._tile_names.put((digest, tile_side), names)
+        return list(zip(areas, found, strict=True))
+
+    async def _embed_all(
+        self, images: Sequence[KnownImage | Callable[[], FrameImage]], wanted: Wanted
+    ) -> list[Mapping[ModelRef, Embedded]]:
         turns = asyncio.Semaphore(_TILES_AT_ONCE)
 
-        async def embed(area: Tile) -> Mapping[ModelRef, Embedded]:
-            async with turns:
-                return await self.embed(_frame(area.crop(pixels)), wanted)
+        async def embed(image: KnownImage | Callable[[], FrameImage]) -> Mapping[ModelRef, Embedded]:
+            async with turns:  # made in its turn, so that few copies of pixels are in memory
+                return await self.embed(image if isinstance(image, KnownImage) else image(), wanted)
 
-        found = await _all(embed(area) for area in areas)
-        return list(zip(areas, found, strict=True))
+        return await _all(embed(image) for image in images)
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
@@ -263,6 +294,10 @@ def _decode(image: ImageInput, limits: ImageLimits) -> ImageRGB:
             return frame_to_rgb(f.data, f.width, f.height, f.stride_bytes, f.pixel_format, limits)
         case KnownImage(digest):
             raise EmbeddingNotCached(digest)
+
+
+def _tile_of(pixels: ImageRGB, area: Tile) -> FrameImage:
+    return _frame(area.crop(pixels))
 
 
 def _frame(pixels: ImageRGB) -> FrameImage:

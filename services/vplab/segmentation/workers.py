@@ -1,42 +1,36 @@
-"""A bounded pool of threads for matching, resizing and decoding of pictures."""
+"""Threads for pictures and matching, in two kinds: what is done at once, and what takes its time."""
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from vplab.errors import ResourceExhausted
+from vplab.runtime import request
+from vplab.runtime.fair_threads import FairThreads
 
 Value = TypeVar("Value")
 
-_RETRY_AFTER_S = 0.5
-
 
 class Workers:
-    """Runs functions off the event loop; more than ``max_waiting`` at a time are refused."""
+    """Runs functions off the event loop, for the call in progress: by its class, and fairly between clients.
 
-    def __init__(self, num_threads: int, max_waiting: int) -> None:
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="segment")
-        self._max_waiting = num_threads + max_waiting
-        self._num_waiting = 0
+    A thread that matches an image also waits for the decoder, a second and more altogether, and cannot be interrupted.
+    So that a click never waits for one, what is quick has threads of its own; and so that a line does not wait for a
+    folder whose decoding waits for the line's, long work of the class BATCH has too.
+    """
+
+    def __init__(self, num_threads: int, num_quick_threads: int, max_waiting: int) -> None:
+        """num_threads: for long work, and as many for that of the class BATCH. max_waiting: of each kind."""
+        self._quick = FairThreads("pictures", num_quick_threads, max_waiting=max_waiting)
+        self._long = FairThreads("matching", num_threads, max_waiting=max_waiting, num_background_threads=num_threads)
 
     async def run(self, work: Callable[[], Value]) -> Value:
-        """Return the result of ``work``. Raises ResourceExhausted when too much waits.
+        """Do what takes milliseconds: a digest, prompts, masks. Raises as FairThreads.run."""
+        return await self._quick.run(work, request.priority(), request.client())
 
-        A caller that is cancelled leaves: what had not begun is not done, what had runs to its end by itself.
-        """
-        if self._num_waiting >= self._max_waiting:
-            raise ResourceExhausted("too much work waits for a thread", retry_after_s=_RETRY_AFTER_S)
-        self._num_waiting += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        future.add_done_callback(self._done)
-        return await future
+    async def run_long(self, work: Callable[[], Value]) -> Value:
+        """Do what takes longer, or waits for something else. Raises as FairThreads.run."""
+        return await self._long.run(work, request.priority(), request.client())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Drop what waits."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _done(self, future: "asyncio.Future[Value]") -> None:
-        self._num_waiting -= 1
-        if not future.cancelled():
-            future.exception()
+        await self._quick.close()
+        await self._long.close()

@@ -70,6 +70,7 @@ def test_a_second_run_measures_nothing_again_and_further_methods_join(
     assert num_segmented == 8 * 2 * 2
     assert vplab("evaluate", squares, "--out", "out", *OURS).code == 0
     assert segmentation.num_segmented == num_segmented
+    assert set(segmentation.priorities_asked) == {"batch"}
     assert vplab("evaluate", squares, "--out", "out", "--methods", "graph", "--shots", "1", "--seeds", "2").code == 0
     assert segmentation.num_segmented == num_segmented + 16
     last = figures(tmp_path)

@@ -41,6 +41,13 @@ def test_a_folder_becomes_label_images_beside_their_images(vplab: Vplab, folder:
     assert (figures["num_done"], figures["num_failed"]) == (6, 0)
 
 
+def test_a_folder_asks_to_wait_for_clicks(vplab: Vplab, folder: Path, segmentation: FakeSegmentation) -> None:
+    assert set(segmentation.priorities_asked) == {""}, "a person taught the prompt set"
+    segmentation.priorities_asked.clear()
+    assert vplab("segment", "bright", folder, "--out", "out").code == 0
+    assert segmentation.priorities_asked == ["batch"] * 6
+
+
 def test_the_truth_gives_the_agreement(vplab: Vplab, folder: Path, tmp_path: Path) -> None:
     truth = tmp_path / "truth"
     truth.mkdir()

@@ -12,7 +12,8 @@ from fakes import tiny_models
 from fakes.embedding_server import Serve, Serving, png
 from vplab.api.embedding.v1 import embedding_service_pb2 as pb
 from vplab.api.vision.v1 import vision_pb2
-from vplab.vision.images import decode_image
+from vplab.embedding import preparation
+from vplab.vision.images import ImageLimits, decode_image
 from vplab.vision.preprocessing import preprocess
 from vplab.wire.status import error_from_call
 from vplab.wire.tensors import tensor_from_proto
@@ -244,3 +245,22 @@ async def test_encoders_are_listed_by_name_in_pages(serving: Serving) -> None:
     assert first.encoders[0].execution_provider == "CPUExecutionProvider"
     assert not second.next_page_token
     assert [o.role for o in first.encoders[0].outputs] == [1, 2]
+
+
+async def test_a_cached_embedding_is_found_before_anything_is_decoded(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def counting(data: bytes, limits: ImageLimits) -> np.ndarray:
+        decoded.append(data)
+        return decode_image(data, limits)
+
+    monkeypatch.setattr(preparation, "decode_image", counting)
+    tiers = []
+    for _ in range(2):  # the second server finds it on disk, and then in memory
+        async with serve() as serving:
+            for _ in range(2):
+                tiers.append((await serving.stub.EmbedImage(request(png()))).embeddings[0].tier)
+    assert tiers == [pb.CACHE_TIER_COMPUTED, pb.CACHE_TIER_HOST, pb.CACHE_TIER_DURABLE, pb.CACHE_TIER_HOST]
+    assert len(decoded) == 1

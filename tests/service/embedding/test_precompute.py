@@ -30,6 +30,10 @@ async def ended(serving: Serving, name: str) -> pb.PrecomputeJob:
     raise AssertionError(f"the job did not end: {job}")
 
 
+async def state(serving: Serving, name: str) -> int:
+    return (await serving.stub.GetPrecomputeJob(pb.GetPrecomputeJobRequest(name=name))).job.state
+
+
 async def test_a_job_embeds_every_image_and_counts_the_broken_ones(serving: Serving, source: FakeModelSource) -> None:
     digests = [source.add_image(png(i)) for i in range(10)]
     broken, absent = source.add_image(b"no image"), "0" * 64
@@ -123,6 +127,44 @@ async def test_an_encoder_that_cannot_be_loaded_fails_the_job(
     job = await ended(serving, (await serving.stub.PrecomputeEmbeddings(job_over([source.add_image(png())]))).job.name)
     assert job.state == pb.JOB_STATE_FAILED
     assert "other-encoder" in job.message
+
+
+async def test_a_short_job_does_not_wait_for_a_long_one(
+    serve: Serve, source: FakeModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = [source.add_image(png(i)) for i in range(22)]
+    go, order, read = asyncio.Event(), [], source.read_image
+
+    async def held(sha256: str, max_bytes: int) -> bytes:
+        order.append(digests.index(sha256))
+        await go.wait()
+        return await read(sha256, max_bytes)
+
+    monkeypatch.setattr(source, "read_image", held)
+    async with serve(job_images_at_once=1) as serving:
+        names = []
+        for images in (digests[:20], digests[20:]):
+            names.append((await serving.stub.PrecomputeEmbeddings(job_over(images))).job.name)
+        async with asyncio.timeout(30):
+            for name in names:
+                while await state(serving, name) != pb.JOB_STATE_RUNNING:
+                    await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # the second job's first image has to stand in line
+        go.set()
+        jobs = [await ended(serving, name) for name in names]
+    assert [job.num_done for job in jobs] == [20, 2]
+    assert order.index(21) <= 5
+
+
+async def test_several_jobs_go_on_after_a_restart(serve: Serve, source: FakeModelSource) -> None:
+    digests = [source.add_image(png(i)) for i in range(40)]
+    async with serve() as serving:
+        answers = [await serving.stub.PrecomputeEmbeddings(job_over(d)) for d in (digests[:20], digests[20:])]
+        while source.num_reads < 5:
+            await asyncio.sleep(0.01)
+    async with serve() as serving:
+        jobs = [await ended(serving, answer.job.name) for answer in answers]
+    assert [(job.state, job.num_done) for job in jobs] == [(pb.JOB_STATE_SUCCEEDED, 20)] * 2
 
 
 async def test_jobs_are_listed_newest_first_in_pages(serving: Serving, source: FakeModelSource) -> None:

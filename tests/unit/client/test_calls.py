@@ -13,7 +13,7 @@ from fakes.servers import serving
 from vplab.api.embedding.v1 import embedding_service_pb2 as pb
 from vplab.api.embedding.v1 import embedding_service_pb2_grpc as pb_grpc
 from vplab.client import AsyncClient, ClientOptions
-from vplab.client.calls import CLIENT_KEY, REQUEST_ID_KEY
+from vplab.client.calls import CLIENT_KEY, PRIORITY_KEY, REQUEST_ID_KEY
 from vplab.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -159,6 +159,14 @@ async def test_a_service_says_whom_it_calls_for(name: str, sent: str) -> None:
     assert [call.get(CLIENT_KEY) for call in told.calls] == [sent, None]
 
 
+async def test_a_client_and_a_service_say_how_urgent_their_calls_are() -> None:
+    told = Told(nothing)
+    for priority in ("batch", lambda: "inline", lambda: "", None):
+        async with serving(registration(told)) as address, client_of(address, priority=priority) as client:
+            await client.embedding.get_precompute_job("precomputeJobs/1")
+    assert [call.get(PRIORITY_KEY) for call in told.calls] == ["batch", "inline", None, None]
+
+
 async def test_a_call_does_not_outlive_its_callers_own_deadline() -> None:
     told = Told(nothing)
     async with serving(registration(told)) as address:
@@ -262,6 +270,7 @@ async def test_a_message_above_the_limit_is_named_as_such() -> None:
 def test_client_and_servers_name_their_headers_alike() -> None:
     assert REQUEST_ID_KEY == runtime_request.REQUEST_ID_KEY
     assert CLIENT_KEY == runtime_request.CLIENT_KEY
+    assert PRIORITY_KEY == runtime_request.PRIORITY_KEY
 
 
 @pytest.mark.parametrize("kind", [InvalidInput, FailedPrecondition])

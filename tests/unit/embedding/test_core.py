@@ -42,6 +42,7 @@ class FakeEncoder:
 
     def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
         self.batch_sizes.append(len(images))
+        self.thread = threading.get_ident()
         shapes = [output.shape for output in tiny_models.ENCODER_SPEC.outputs]
         return [np.full((len(images), *shape), self.value, dtype=np.float32) for shape in shapes]
 
@@ -82,7 +83,7 @@ async def core_with(
         yield EmbeddingCore(directory, pool, cache, preparation, queue, works_at_device=works_at_device)
     finally:
         await queue.close()
-        preparation.close()
+        await preparation.close()
         pool.close()
 
 
@@ -113,18 +114,20 @@ async def test_an_unreadable_image_of_a_batch_fails_alone(tmp_path: Path, works_
 
 
 async def test_an_image_is_read_by_the_thread_that_encodes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readers: dict[bool, list[str]] = {True: [], False: []}
-    decode = preparation_module.decode_image
-    for works_at_device, names in readers.items():
+    decode, readers = preparation_module.decode_image, list[int]()
 
-        def decode_here(*arguments: Any, names: list[str] = names) -> Any:
-            names.append(threading.current_thread().name)
-            return decode(*arguments)
+    def decode_here(*arguments: Any) -> Any:
+        readers.append(threading.get_ident())
+        return decode(*arguments)
 
-        monkeypatch.setattr(preparation_module, "decode_image", decode_here)
-        async with core_with(FakeLoader(), tmp_path / f"{works_at_device}", works_at_device=works_at_device) as core:
+    monkeypatch.setattr(preparation_module, "decode_image", decode_here)
+    is_same = []
+    for works_at_device in (True, False):
+        loader = FakeLoader()
+        async with core_with(loader, tmp_path / f"{works_at_device}", works_at_device=works_at_device) as core:
             await core.embed(EncodedImage(png()), await core.resolve([NAME]), Precision.FLOAT16, CLICK)
-    assert [name.startswith("device-") for name in (*readers[True], *readers[False])] == [True, False]
+        is_same.append(readers.pop() == loader.encoder.thread)
+    assert is_same == [True, False]
 
 
 @pytest.mark.parametrize("works_at_device", [False, True])

@@ -1,7 +1,7 @@
 """Images to embeddings: remembered, cut into tiles, and refused where models do not fit."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from PIL import Image
 from vplab.client.embedding.values import Embedding, OutputTensor
 from vplab.client.models import ModelReference
 from vplab.errors import InvalidInput
+from vplab.segmentation import targets as module
 from vplab.segmentation.backends.grpc_embedding import GrpcEmbedding
 from vplab.segmentation.errors import EmbeddingNotCached, ModelMismatch
 from vplab.segmentation.targets import Targets
@@ -70,12 +71,22 @@ def png(height: int, width: int) -> EncodedImage:
     return EncodedImage(file.getvalue())
 
 
-def make(embedder: FakeEmbedder, **changes: int) -> Targets:
-    values = {"cache_bytes": 1 << 20, "max_tiles": 16} | changes
-    return Targets(embedder, Workers(1, 8), ImageLimits(max_bytes=1 << 20), **values)
+Make = Callable[..., Targets]
 
 
-async def test_an_image_is_embedded_once_and_then_known_by_its_digest() -> None:
+@pytest.fixture
+async def make() -> AsyncIterator[Make]:
+    workers = Workers(num_threads=1, num_quick_threads=1, max_waiting=8)
+
+    def made(embedder: FakeEmbedder, **changes: int) -> Targets:
+        values = {"cache_bytes": 1 << 20, "max_tiles": 16} | changes
+        return Targets(embedder, workers, ImageLimits(max_bytes=1 << 20), **values)
+
+    yield made
+    await workers.close()
+
+
+async def test_an_image_is_embedded_once_and_then_known_by_its_digest(make: Make) -> None:
     embedder = FakeEmbedder()
     targets = make(embedder)
     first = await targets.open(png(32, 48), ENCODER, ENCODER, 0)
@@ -87,7 +98,7 @@ async def test_an_image_is_embedded_once_and_then_known_by_its_digest() -> None:
     assert first.patches.features.dtype == np.float32
 
 
-async def test_without_room_nothing_is_remembered() -> None:
+async def test_without_room_nothing_is_remembered(make: Make) -> None:
     embedder = FakeEmbedder()
     targets = make(embedder, cache_bytes=0)
     for _ in range(2):
@@ -95,7 +106,7 @@ async def test_without_room_nothing_is_remembered() -> None:
     assert len(embedder.calls) == 2
 
 
-async def test_a_large_image_is_embedded_tile_by_tile() -> None:
+async def test_a_large_image_is_embedded_tile_by_tile(make: Make) -> None:
     embedder = FakeEmbedder()
     target = await make(embedder).open(png(100, 180), ENCODER, ENCODER, 100)
     assert target.image_hw == (100, 180)
@@ -105,7 +116,30 @@ async def test_a_large_image_is_embedded_tile_by_tile() -> None:
     assert [(f.width, f.height, f.pixel_format) for f in sent] == [(100, 100, PixelFormat.RGB8)] * 3
 
 
-async def test_a_large_image_by_digest_and_too_many_tiles_are_refused() -> None:
+async def test_a_tiled_image_whose_embeddings_are_known_is_not_decoded_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def counting(data: bytes, limits: ImageLimits) -> np.ndarray:
+        decoded.append(data)
+        return decode_image(data, limits)
+
+    monkeypatch.setattr(module, "decode_image", counting)
+    targets, forgetful = make(FakeEmbedder()), make(FakeEmbedder(), cache_bytes=0)
+    first = await targets.open(png(100, 180), ENCODER, ENCODER, 100)
+    again = await targets.open(png(100, 180), ENCODER, ENCODER, 100)
+    assert len(decoded) == 1
+    assert [t.origin_xy for t in again.patches.tiles] == [t.origin_xy for t in first.patches.tiles]
+    np.testing.assert_array_equal(again.embeddings, first.embeddings)
+    await targets.open(png(100, 180), ENCODER, ENCODER, 80)
+    assert len(decoded) == 2, "other tiles"
+    for _ in range(2):
+        await forgetful.open(png(100, 180), ENCODER, ENCODER, 100)
+    assert len(decoded) == 4, "nobody has the embeddings any more"
+
+
+async def test_a_large_image_by_digest_and_too_many_tiles_are_refused(make: Make) -> None:
     targets = make(FakeEmbedder(), max_tiles=4)
     whole = await targets.open(png(100, 180), ENCODER, ENCODER, 0)
     with pytest.raises(EmbeddingNotCached):
@@ -115,7 +149,7 @@ async def test_a_large_image_by_digest_and_too_many_tiles_are_refused() -> None:
     assert caught.value.violations[0].field == "options.tile_side"
 
 
-async def test_a_file_above_the_limit_is_refused_before_it_is_sent() -> None:
+async def test_a_file_above_the_limit_is_refused_before_it_is_sent(make: Make) -> None:
     embedder = FakeEmbedder()
     with pytest.raises(InvalidInput) as caught:
         await make(embedder).open(EncodedImage(bytes(2 << 20)), None, ENCODER, 0)
@@ -123,7 +157,7 @@ async def test_a_file_above_the_limit_is_refused_before_it_is_sent() -> None:
     assert not embedder.calls
 
 
-async def test_features_of_another_shape_are_a_model_mismatch() -> None:
+async def test_features_of_another_shape_are_a_model_mismatch(make: Make) -> None:
     embedder = FakeEmbedder()
     embedder.feature_shape = (8, 8, 5)
     with pytest.raises(ModelMismatch) as caught:

@@ -91,8 +91,10 @@ class Bulk:
         url = self.measuring.metrics_urls.get("embedding")
         if url is None:
             return None
-        name, wanted = "vplab_queue_wait_seconds_count", ("priority", "BATCH")
-        return sum(value for (series, labels), value in read_series(url).items() if series == name and wanted in labels)
+        name = "vplab_queue_wait_seconds_count"
+        # The encoder's queue of the class BATCH is one of its own on a CPU.
+        queues = [(("priority", "BATCH"), ("queue", queue)) for queue in ("encoder", "encoder-batch")]
+        return sum(value for (series, labels), value in read_series(url).items() if series == name and labels in queues)
 
     def _embedding(self) -> Generators:
         work = self.site.called.embeddings(self.pictures)

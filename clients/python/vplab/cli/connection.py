@@ -9,15 +9,15 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vplab.cli.deployment import LocalDeployment, needed_by
 from vplab.cli.home import Deployment, Home, default_home
 from vplab.cli.terminal import messages
-from vplab.client import AsyncClient
+from vplab.client import AsyncClient, ClientOptions
 from vplab.client.file_locks import FileLock
-from vplab.client.options import Area, resolve_addresses
+from vplab.client.options import Area, Priority, resolve_addresses
 from vplab.errors import InvalidInput, Unavailable, VPLabError
 
 _JOIN_TIMEOUT_S = 90.0
@@ -41,13 +41,16 @@ class Where:
 
 
 @asynccontextmanager
-async def connected(where: Where, needs: Sequence[Area]) -> AsyncIterator[AsyncClient]:
+async def connected(
+    where: Where, needs: Sequence[Area], priority: Priority | None = None
+) -> AsyncIterator[AsyncClient]:
     """Give a client whose ``needs`` are reachable, starting services if no address was named.
 
+    priority: of its calls, where they are less urgent than their methods.
     Raises InvalidInput when only some of the addresses are known, Unavailable when services cannot be had in time,
     FailedPrecondition when they cannot be started.
     """
-    named = where.named()
+    named, options = where.named(), client_options(priority)
     if named:
         missing = [area for area in needs if area not in named]
         if missing:
@@ -55,15 +58,20 @@ async def connected(where: Where, needs: Sequence[Area]) -> AsyncIterator[AsyncC
             raise InvalidInput(
                 f"an address is needed: {flags}, or VPLAB_{missing[0].upper()}_ADDRESS", field=missing[0]
             )
-        async with AsyncClient(**named) as client:  # type: ignore[arg-type]
+        async with AsyncClient(**named, options=options) as client:  # type: ignore[arg-type]
             yield client
         return
     where.home.create()
     async with (
         _local_addresses(where, needed_by(needs)) as addresses,
-        AsyncClient(**addresses) as client,  # type: ignore[arg-type]
+        AsyncClient(**addresses, options=options) as client,  # type: ignore[arg-type]
     ):
         yield client
+
+
+def client_options(priority: Priority | None = None) -> ClientOptions:
+    """Return what the environment says of a client, for calls of a priority."""
+    return replace(ClientOptions.from_environment(), priority=priority)
 
 
 @asynccontextmanager

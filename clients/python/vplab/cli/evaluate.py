@@ -240,7 +240,7 @@ class _Job:
         if self.names.are_tuned:
             needs.append("training")
         with ExitStack() as stack:
-            client = stack.enter_context(waiting_client(where, needs))
+            client = stack.enter_context(waiting_client(where, needs, "batch"))
             encoded = lru_cache(maxsize=64)(self.folder.encoded)
             services = Services(
                 client, encoded, self.segmenter, self.feature_encoder, journal.note_model, journal.begin_run()

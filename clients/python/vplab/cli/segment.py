@@ -124,7 +124,7 @@ class _Job:
         self.timeout_s, self.restart = timeout_s, restart
 
     async def run(self) -> tuple[PromptSet, Journal, bool]:
-        async with connected(self.where, ("segmentation", "registry")) as client:
+        async with connected(self.where, ("segmentation", "registry"), "batch") as client:
             found = await client.segmentation.get_prompt_set(artifact_name(self.prompt_set))
             adapter = await self._exact_adapter(client)
             run = FolderRun(

@@ -8,15 +8,16 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
 
-from vplab.cli.connection import Where, connected
+from vplab.cli.connection import Where, client_options, connected
 from vplab.client import Client
-from vplab.client.options import Area
+from vplab.client.options import Area, Priority
 
 
 @contextmanager
-def waiting_client(where: Where, needs: Sequence[Area]) -> Iterator[Client]:
+def waiting_client(where: Where, needs: Sequence[Area], priority: Priority | None = None) -> Iterator[Client]:
     """Give a client as ``connected`` does; the services are started and stopped by a thread that lives as long.
 
+    priority: of its calls, where they are less urgent than their methods.
     Raises what ``connected`` raises.
     """
     ready: Future[dict[Area, str]] = Future()
@@ -44,7 +45,7 @@ def waiting_client(where: Where, needs: Sequence[Area]) -> Iterator[Client]:
     thread = threading.Thread(target=run, name="vplab-services")
     thread.start()
     try:
-        with Client(**ready.result()) as client:  # type: ignore[arg-type]
+        with Client(**ready.result(), options=client_options(priority)) as client:  # type: ignore[arg-type]
             yield client
     finally:
         if not loop.is_closed():

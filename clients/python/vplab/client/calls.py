@@ -26,6 +26,8 @@ REQUEST_ID_KEY = "x-request-id"
 """Header that names a call in the logs of every service it passes through."""
 CLIENT_KEY = "x-vplab-client"
 """Header that names whoever a service calls for."""
+PRIORITY_KEY = "x-vplab-priority"
+"""Header that lowers how urgent a call is."""
 _PLAIN = " !#$&'()*+,/:;=?@[]"
 """What a header may hold beside letters and digits; the rest of a name is percent-encoded."""
 
@@ -137,6 +139,9 @@ class Calls:
         client = self.options.client() if self.options.client else ""
         if client:
             own.append((CLIENT_KEY, quote(client, safe=_PLAIN)))
+        priority = self.options.priority() if callable(self.options.priority) else self.options.priority
+        if priority:
+            own.append((PRIORITY_KEY, priority))
         return (*own, *_trace_context(), *self.options.metadata)
 
     @contextmanager

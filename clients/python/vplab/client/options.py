@@ -11,6 +11,8 @@ from vplab.errors import InvalidInput
 Area = Literal["registry", "embedding", "segmentation", "training"]
 AREAS: tuple[Area, ...] = ("registry", "embedding", "segmentation", "training")
 
+Priority = Literal["interactive", "inline", "batch"]
+
 MAX_MESSAGE_BYTES = 32 << 20
 """What every server of ours takes and sends; gRPC's own default of 4 MiB is less than one SAM embedding."""
 
@@ -45,6 +47,10 @@ class ClientOptions:
     """Gives the id of the call in progress, so that a service's calls can be found under its caller's id."""
     client: Callable[[], str] | None = None
     """Gives the name of whoever a service makes its calls for, so that devices are shared between those."""
+    priority: Priority | Callable[[], str] | None = None
+    """How urgent the calls are: less than their methods promise, never more. ``inline`` is a machine with a cycle time,
+    ``batch`` what nobody waits for, and which waits while others keep the devices busy. A service gives a function that
+    tells the class of the call in progress."""
     time_remaining_s: Callable[[], float | None] | None = None
     """Gives the seconds that the caller still waits; no call outlives them."""
     max_message_bytes: int = MAX_MESSAGE_BYTES

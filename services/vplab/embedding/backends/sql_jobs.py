@@ -106,12 +106,13 @@ class SqlJobs:
 
         return await self._transaction(read)
 
-    async def next_unfinished(self) -> Job | None:
-        """Take the oldest job that has not ended; after a restart that is the interrupted one."""
+    async def next_unfinished(self, under_way: Sequence[str] = ()) -> Job | None:
+        """Take the oldest job that has not ended and is not under way; after a restart that is an interrupted one."""
 
         def take(connection: sa.Connection) -> Job | None:
             unfinished = _jobs.c.state.in_((JobState.QUEUED, JobState.RUNNING))
-            row = connection.execute(sa.select(_jobs).where(unfinished).order_by(_jobs.c.sequence).limit(1)).first()
+            query = sa.select(_jobs).where(unfinished, _jobs.c.job_id.not_in(under_way))
+            row = connection.execute(query.order_by(_jobs.c.sequence).limit(1)).first()
             if row is None:
                 return None
             update = sa.update(_jobs).where(_jobs.c.sequence == row.sequence).values(state=JobState.RUNNING)

@@ -30,6 +30,9 @@ class EmbeddingServiceStub:
     text "{image digest}:{encoder digest}:{preprocessing digest}:{precision}", where precision is "float32" or "float16";
     it is looked up before the image is decoded.
 
+    EmbedImage is of the class interactive, EmbedImages inline, a job batch; the more urgent one goes first, always. The
+    metadata "x-vplab-priority: inline" or "batch" makes a call less urgent; nothing makes one more urgent.
+
     Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, DEADLINE_EXCEEDED, SERVICE_UNAVAILABLE
     and INTERNAL.
     """
@@ -86,6 +89,9 @@ class EmbeddingServiceServicer:
     """EmbeddingService runs image encoders and keeps what they return. An embedding's key is the sha256 (hex) of the ASCII
     text "{image digest}:{encoder digest}:{preprocessing digest}:{precision}", where precision is "float32" or "float16";
     it is looked up before the image is decoded.
+
+    EmbedImage is of the class interactive, EmbedImages inline, a job batch; the more urgent one goes first, always. The
+    metadata "x-vplab-priority: inline" or "batch" makes a call less urgent; nothing makes one more urgent.
 
     Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, DEADLINE_EXCEEDED, SERVICE_UNAVAILABLE
     and INTERNAL.
@@ -211,6 +217,9 @@ class EmbeddingService:
     """EmbeddingService runs image encoders and keeps what they return. An embedding's key is the sha256 (hex) of the ASCII
     text "{image digest}:{encoder digest}:{preprocessing digest}:{precision}", where precision is "float32" or "float16";
     it is looked up before the image is decoded.
+
+    EmbedImage is of the class interactive, EmbedImages inline, a job batch; the more urgent one goes first, always. The
+    metadata "x-vplab-priority: inline" or "batch" makes a call less urgent; nothing makes one more urgent.
 
     Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, DEADLINE_EXCEEDED, SERVICE_UNAVAILABLE
     and INTERNAL.

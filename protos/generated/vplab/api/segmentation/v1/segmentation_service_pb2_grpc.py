@@ -29,6 +29,10 @@ class SegmentationServiceStub:
     """SegmentationService turns prompts into masks. Points and boxes are pixels of the oriented original image. Every result
     names the digests of all that made it.
 
+    PredictMasks is of the class interactive, SegmentImage and SegmentImages are inline; the more urgent one goes first,
+    always, also where they ask for embeddings. The metadata "x-vplab-priority: inline" or "batch" makes a call less urgent;
+    nothing makes one more urgent.
+
     Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, DEADLINE_EXCEEDED, SERVICE_UNAVAILABLE
     and INTERNAL.
     """
@@ -74,6 +78,10 @@ class SegmentationServiceStub:
 class SegmentationServiceServicer:
     """SegmentationService turns prompts into masks. Points and boxes are pixels of the oriented original image. Every result
     names the digests of all that made it.
+
+    PredictMasks is of the class interactive, SegmentImage and SegmentImages are inline; the more urgent one goes first,
+    always, also where they ask for embeddings. The metadata "x-vplab-priority: inline" or "batch" makes a call less urgent;
+    nothing makes one more urgent.
 
     Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, DEADLINE_EXCEEDED, SERVICE_UNAVAILABLE
     and INTERNAL.
@@ -172,6 +180,10 @@ def add_SegmentationServiceServicer_to_server(servicer, server):
 class SegmentationService:
     """SegmentationService turns prompts into masks. Points and boxes are pixels of the oriented original image. Every result
     names the digests of all that made it.
+
+    PredictMasks is of the class interactive, SegmentImage and SegmentImages are inline; the more urgent one goes first,
+    always, also where they ask for embeddings. The metadata "x-vplab-priority: inline" or "batch" makes a call less urgent;
+    nothing makes one more urgent.
 
     Every RPC can also return CREDENTIALS_INVALID, PERMISSION_DENIED, OVERLOADED, DEADLINE_EXCEEDED, SERVICE_UNAVAILABLE
     and INTERNAL.
