@@ -241,22 +241,38 @@ async def test_a_fault_of_ours_fails_the_job_without_telling_internals(tmp_path:
 async def test_names_of_another_base_are_refused_at_creation(tmp_path: Path) -> None:
     async with fake_training(tmp_path) as (client, parts):
         parts.models.bases |= {"artifacts/old-prompts": "0" * 64, "old-adapter": "0" * 64}
-        for changes in ({"prompt_set": "artifacts/old-prompts"}, {"adapter_id": "old-adapter"}):
+        for changes, name in (
+            ({"prompt_set": "artifacts/old-prompts"}, "artifacts/old-prompts/versions/1"),
+            ({"adapter_id": "old-adapter"}, "artifacts/old-adapter"),
+        ):
             with pytest.raises(FailedPrecondition) as refused:
                 await client.training.create_tuning_job(dataclasses.replace(REQUEST, **changes))
+            (field,) = changes
             assert refused.value.reason == "ADAPTER_BASE_MISMATCH"
-            assert refused.value.metadata["expected"] == SEGMENTER.digest
+            assert refused.value.message.startswith(f"{field}: {name} was made for")
+            said = {key: value for key, value in refused.value.metadata.items() if key != "request_id"}
+            expected = {"name": name, "field": field, "expected": SEGMENTER.digest, "actual": "0" * 64}
+            assert said == expected | ({"adapter": name} if field == "adapter_id" else {})
         assert [job async for job in client.training.list_tuning_jobs()] == []
 
 
 @pytest.mark.parametrize(
-    "changes", [{"data": "artifacts/none"}, {"segmenter": "artifacts/none"}, {"prompt_set": "artifacts/x"}]
+    ("changes", "field"),
+    [
+        ({"data": "artifacts/none"}, "dataset"),
+        ({"segmenter": "artifacts/none"}, "segmenter"),
+        ({"prompt_set": "artifacts/x"}, "prompt_set"),
+    ],
 )
-async def test_what_does_not_exist_is_refused_at_creation(tmp_path: Path, changes: dict[str, str]) -> None:
+async def test_what_does_not_exist_is_refused_at_creation_with_its_field(
+    tmp_path: Path, changes: dict[str, str], field: str
+) -> None:
     async with fake_training(tmp_path) as (client, _):
         with pytest.raises(NotFound) as refused:
             await client.training.create_tuning_job(dataclasses.replace(REQUEST, **changes))
         assert next(iter(changes.values())) in refused.value.metadata["name"]
+        assert refused.value.metadata["field"] == field
+        assert refused.value.message.startswith(f"{field}: ")
 
 
 async def test_unknown_jobs_are_not_found(tmp_path: Path) -> None:
