@@ -26,6 +26,7 @@ class TuningMethod(StrEnum):
     QLORA = "qlora"
     ADAPTER_LAYERS = "adapter_layers"
     FULL_DECODER = "full_decoder"
+    E_PEFT_PAPER = "e_peft_paper"
 
 
 class JobKind(StrEnum):

@@ -24,6 +24,7 @@ TuningMethodName = Literal[
     "qlora",
     "adapter_layers",
     "full_decoder",
+    "e_peft_paper",
 ]
 
 TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})

@@ -26,6 +26,7 @@ class TuningMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TUNING_METHOD_QLORA: _ClassVar[TuningMethod]
     TUNING_METHOD_ADAPTER_LAYERS: _ClassVar[TuningMethod]
     TUNING_METHOD_FULL_DECODER: _ClassVar[TuningMethod]
+    TUNING_METHOD_E_PEFT_PAPER: _ClassVar[TuningMethod]
 
 class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -58,6 +59,7 @@ TUNING_METHOD_CONV_LORA: TuningMethod
 TUNING_METHOD_QLORA: TuningMethod
 TUNING_METHOD_ADAPTER_LAYERS: TuningMethod
 TUNING_METHOD_FULL_DECODER: TuningMethod
+TUNING_METHOD_E_PEFT_PAPER: TuningMethod
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
