@@ -18,6 +18,16 @@ class AdapterBaseMismatch(FailedPrecondition):
         super().__init__(message, metadata=metadata if field == "prompt_set" else {"adapter": name} | metadata)
 
 
+class OtherVersion(FailedPrecondition):
+    """A name means another version than the one whose digest the request tells."""
+
+    default_reason = "MODEL_MISMATCH"
+
+    def __init__(self, name: str, *, field: str, expected: str, actual: str) -> None:
+        message = f"{field}: {name} has digest {actual[:12]}, the request is for {expected[:12]}"
+        super().__init__(message, metadata={"name": name, "field": field, "expected": expected, "actual": actual})
+
+
 class TrainerMissing(Unimplemented):
     """This installation cannot train."""
 

@@ -12,7 +12,7 @@ import structlog
 from vplab.training import metrics
 from vplab.training.core.options import filled_in
 from vplab.training.core.wake_up import WakeUp
-from vplab.training.errors import AdapterBaseMismatch, naming_field
+from vplab.training.errors import AdapterBaseMismatch, OtherVersion, naming_field
 from vplab.training.ports import DatasetSource, Executor, JobStore, ModelSource
 from vplab.training.values import (
     TERMINAL_STATES,
@@ -52,7 +52,8 @@ class TuningJobs:
         """Check everything a job depends on, publish data that came along, and queue the job.
 
         Raises TrainerMissing, AlreadyExists (REQUEST_ID_REUSED), InvalidInput with the field and file at fault,
-        NotFound, AdapterBaseMismatch and FailedPrecondition with the field in their metadata, Unavailable.
+        NotFound, AdapterBaseMismatch, OtherVersion and FailedPrecondition with the field in their metadata, and
+        Unavailable.
         """
         self.executor.check_available()
         found = await self.store.find_request(draft.request_id, draft.fingerprint)
@@ -62,7 +63,8 @@ class TuningJobs:
         filled_in(draft.method, draft.options, num_images=1)
         with naming_field("segmenter"):
             segmenter = await self.models.find_segmenter(draft.segmenter or self.default_segmenter)
-        prompt_set = await self._prompt_set(draft.prompt_set, segmenter)
+        _require(segmenter, draft.segmenter_digest, "segmenter_digest")
+        prompt_set = await self._prompt_set(draft, segmenter)
         feature_encoder = None
         if prompt_set is None and self.default_feature_encoder:
             with naming_field("prompt_set"):  # which, left empty, means this encoder
@@ -122,11 +124,12 @@ class TuningJobs:
                 async with asyncio.timeout(self.poll_s):
                     await changed.wait()
 
-    async def _prompt_set(self, name: str, segmenter: ModelRef) -> ModelRef | None:
-        if not name:
+    async def _prompt_set(self, draft: TuningDraft, segmenter: ModelRef) -> ModelRef | None:
+        if not draft.prompt_set:
             return None
         with naming_field("prompt_set"):
-            prompt_set, base = await self.models.find_prompt_set(name)
+            prompt_set, base = await self.models.find_prompt_set(draft.prompt_set)
+        _require(prompt_set, draft.prompt_set_digest, "prompt_set_digest")
         if base != segmenter.digest:
             raise AdapterBaseMismatch(prompt_set.name, field="prompt_set", expected=segmenter.digest, actual=base)
         return prompt_set
@@ -142,11 +145,18 @@ class TuningJobs:
     async def _dataset(self, draft: TuningDraft) -> DatasetVersion:
         if isinstance(draft.source, str):
             with naming_field("dataset"):
-                return await self.datasets.find(draft.source)
+                dataset = await self.datasets.find(draft.source)
+            _require(dataset.model, draft.dataset_digest, "dataset_digest")
+            return dataset
         # Derived, so that a repeat after a crash between the two publishes nothing a second time.
         request_id = str(uuid.uuid5(uuid.UUID(draft.request_id), "dataset"))
         with naming_field("adapter_id"):  # after which the data set is named
             return await self.datasets.publish(dataset_id(draft.adapter_id), draft.source, request_id)
+
+
+def _require(model: ModelRef, digest: str, field: str) -> None:
+    if digest and digest != model.digest:
+        raise OtherVersion(model.name, field=field, expected=digest, actual=model.digest)
 
 
 def dataset_id(adapter_id: str) -> str:

@@ -86,10 +86,10 @@ class TrainingServiceServicer:
 
     def CreateTuningJob(self, request, context):
         """CreateTuningJob queues a job after checking all of its input; errors about data name the field, and the file in the
-        message. RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH, MODEL_UNSUPPORTED and PRECONDITION_FAILED have the field at fault
-        in metadata "field". An adapter's versions are all made for one segmenter, whose decoder computes in float32.
+        message. RESOURCE_NOT_FOUND and everything that is a FAILED_PRECONDITION have the field at fault in metadata
+        "field"; MODEL_MISMATCH is that of a digest that is another's. An adapter's versions are all made for one segmenter, whose decoder computes in float32.
         Reasons: INVALID_FIELD, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH,
-        MODEL_UNSUPPORTED, PRECONDITION_FAILED, REQUEST_ID_REUSED, and NOT_IMPLEMENTED from servers without trainers.
+        MODEL_MISMATCH, MODEL_UNSUPPORTED, PRECONDITION_FAILED, REQUEST_ID_REUSED, and NOT_IMPLEMENTED from servers without trainers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
