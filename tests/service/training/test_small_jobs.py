@@ -150,6 +150,9 @@ async def test_an_empty_set_and_an_adapter_of_another_base_are_refused(running: 
         with pytest.raises(InvalidInput, match="nothing to learn from") as refused:
             await training.create_tuning_job(TuningRequest("one", nothing))
         assert refused.value.violations[0].field == "inline.images"
+    with pytest.raises(InvalidInput) as no_images:
+        await training.create_tuning_job(TuningRequest("one", InlineDataset([SegmentClass(1, "one")], [])))
+    assert [violation.field for violation in no_images.value.violations] == ["inline.images"]
     encoder = await registry.get_version(f"artifacts/{ENCODER}")
     file = await registry.upload_bytes(b"{}", as_path="adapter.json", media_type="application/json")
     await registry.create_artifact("foreign", "adapter")
