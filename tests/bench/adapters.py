@@ -172,7 +172,8 @@ def marked_table(found: Results) -> str:
         size = f"{sizes[0]['num_parameters']:,} | {sizes[0]['adapter_bytes'] / 1000:,.0f}" if sizes else "0 | 0"
         cells = [percent(values.get(name), max(values.values(), default=None)) for values, _ in means]
         lines.append(f"| {'before tuning' if name == BASE else name} | {size} | {' | '.join(cells)} |")
-    lines += ["", f"Sets in each column: {', '.join(str(count) for _, count in means)}."]
+    note = " hq-token is HQ-SAM without its early feature, which no encoder here gives." if "hq-token" in names else ""
+    lines += ["", f"Sets in each column: {', '.join(str(count) for _, count in means)}.{note}"]
     return "\n".join(lines)
 
 

@@ -60,6 +60,8 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
                 stage=pb.TUNING_STAGE_QUEUE,
                 method=request.method or pb.TUNING_METHOD_E_PEFT,
                 options=request.options,
+                adapter_id=request.adapter_id,
+                promote_alias=request.promote_alias,
                 dataset=vision_pb2.ModelReference(name=request.dataset, digest="a" * 64),
                 segmenter=vision_pb2.ModelReference(name="artifacts/fake-segmenter/versions/1", digest="b" * 64),
             )

@@ -9,6 +9,8 @@ from vplab.evaluation.summary import BOUNDARY_F, IMAGE_IOU, IOU, MEASURES, MIOU
 
 _BASE = "segmenter"
 """The row before tuning."""
+_NOTES = {"hq-token": "hq-token is HQ-SAM without its early feature, which no encoder here gives"}
+"""By row, what its name does not say."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _tuned_table(summary: dict[str, Any], number: str) -> Table:
         else (name, (Cell("0"), Cell("-"), *cells))
         for (name, cells), size in zip(figures.rows, sizes, strict=True)
     )
-    title = f"Table 1: mean IoU of a marked object after tuning on {number} images, {which}"
+    title = f"Table 1: mean IoU of a marked object after tuning on {number} images, {which}{_noted(summary)}"
     return Table(title, ("parameters", "stored", *map(_step_title, steps)), rows)
 
 
@@ -98,7 +100,8 @@ def _few_shots_table(summary: dict[str, Any], numbers: Sequence[str]) -> Table:
     heads = [(number, step) for number in numbers for step in ("box", "1")]
     columns = [_marked_with(summary, number, step) for number, step in heads]
     titles = [f"{number} shot{'' if number == '1' else 's'}: {_step_title(step)}" for number, step in heads]
-    return _table("Table 2: mean IoU of a marked object after few shots", titles, columns, _tuned_rows(summary), "std")
+    title = f"Table 2: mean IoU of a marked object after few shots{_noted(summary)}"
+    return _table(title, titles, columns, _tuned_rows(summary), "std")
 
 
 def _matching_table(summary: dict[str, Any]) -> Table:
@@ -120,6 +123,10 @@ def _gain(figures: dict[str, Any], number: str) -> Cell:
     if not before or after is None:
         return Cell("-")
     return Cell(f"{100 * (after / before - 1):+.0f}")
+
+
+def _noted(summary: dict[str, Any]) -> str:
+    return "".join(f"; {note}" for name, note in _NOTES.items() if name in summary["tuned"])
 
 
 def _tuned_rows(summary: dict[str, Any]) -> list[str]:

@@ -35,7 +35,7 @@ from vplab.training.values import (
 )
 from vplab.wire import images as wire_images
 from vplab.wire.masks import mask_size_from_proto
-from vplab.wire.names import parse_artifact_id, parse_job_name, parse_request_id, parse_version_or_alias
+from vplab.wire.names import parse_artifact_id, parse_job_name, parse_request_id, parse_sha256, parse_version_or_alias
 
 MAX_CLASSES: Final = 255
 MAX_IMAGES: Final = 64
@@ -71,6 +71,9 @@ def draft(request: pb.CreateTuningJobRequest) -> TuningDraft:
         request_id=str(request_id),
         fingerprint=hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest(),
         source=_source(request),
+        segmenter_digest=_digest(request.segmenter_digest, "segmenter_digest"),
+        prompt_set_digest=_digest(request.prompt_set_digest, "prompt_set_digest", of=request.prompt_set),
+        dataset_digest=_digest(request.dataset_digest, "dataset_digest", of=request.dataset),
     )
 
 
@@ -93,8 +96,12 @@ def job(value: Job) -> pb.TuningJob:
         metrics=value.metrics,
         message=value.message,
         promotion=value.promotion,
+        adapter_id=value.plan.adapter_id,
+        promote_alias=value.plan.promote_alias,
         create_time=_timestamp(value.create_time),
     )
+    if value.plan.prompt_set is not None:
+        message.prompt_set.CopyFrom(_model(value.plan.prompt_set))
     if value.adapter is not None:
         message.adapter.CopyFrom(_model(value.adapter))
     if value.end_time is not None:
@@ -237,6 +244,13 @@ def _masks(message: pb.ValidatedImage, classes: dict[int, str], field: str) -> t
             raise at_file(error, message.file_name, error.violations[0].field) from error
         masks[class_id] = DraftMask(class_id, size_hw, tuple(item.mask.runs), f"{at}.mask")
     return tuple(masks.values())
+
+
+def _digest(digest: str, field: str, of: str | None = None) -> str:
+    """Return a digest, or none. of: the name it is told of; None where a default stands in for one."""
+    if digest and of == "":
+        raise InvalidInput(f"has no meaning without {field.removesuffix('_digest')}", field=field)
+    return parse_sha256(digest, field=field) if digest else ""
 
 
 def _method(value: int) -> TuningMethod:

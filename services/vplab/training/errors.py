@@ -1,16 +1,31 @@
 """The failures that only this service has."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from vplab.errors import Aborted, FailedPrecondition, InvalidInput, NotFound, OutOfRange, Unavailable, Unimplemented
 
 
 class AdapterBaseMismatch(FailedPrecondition):
-    """What was named was made for another segmenter."""
+    """What a field of the request names was made for another segmenter."""
 
     default_reason = "ADAPTER_BASE_MISMATCH"
 
-    def __init__(self, name: str, *, expected: str, actual: str) -> None:
-        message = f"{name} was made for segmenter {actual[:12]}, the job is for {expected[:12]}"
-        super().__init__(message, metadata={"adapter": name, "expected": expected, "actual": actual})
+    def __init__(self, name: str, *, field: str, expected: str, actual: str) -> None:
+        message = f"{field}: {name} was made for segmenter {actual[:12]}, the job is for {expected[:12]}"
+        metadata = {"name": name, "field": field, "expected": expected, "actual": actual}
+        # Who looks for the adapter at fault must not find a prompt set there.
+        super().__init__(message, metadata=metadata if field == "prompt_set" else {"adapter": name} | metadata)
+
+
+class OtherVersion(FailedPrecondition):
+    """A name means another version than the one whose digest the request tells."""
+
+    default_reason = "MODEL_MISMATCH"
+
+    def __init__(self, name: str, *, field: str, expected: str, actual: str) -> None:
+        message = f"{field}: {name} has digest {actual[:12]}, the request is for {expected[:12]}"
+        super().__init__(message, metadata={"name": name, "field": field, "expected": expected, "actual": actual})
 
 
 class TrainerMissing(Unimplemented):
@@ -55,6 +70,17 @@ class ModelUnsupported(FailedPrecondition):
 
     def __init__(self, name: str, role: str, why: str) -> None:
         super().__init__(f"{name} cannot be used as {role}: {why}", metadata={"name": name})
+
+
+@contextmanager
+def naming_field(field: str) -> Iterator[None]:
+    """Have NotFound and FailedPrecondition of the block name the request's field, as InvalidInput does by itself."""
+    try:
+        yield
+    except (NotFound, FailedPrecondition) as error:
+        error.metadata = {**error.metadata, "field": field}
+        error.message = f"{field}: {error.message}"
+        raise
 
 
 def at_file(error: InvalidInput, file_name: str, field: str) -> InvalidInput:

@@ -164,7 +164,10 @@ class ModelSource(Protocol):
     """Models in the registry."""
 
     async def find_segmenter(self, name: str) -> ModelRef:
-        """Return the segmenter that a name means now. Raises NotFound, FailedPrecondition (MODEL_UNSUPPORTED)."""
+        """Return the segmenter that a name means now, if it can be tuned.
+
+        Raises NotFound, FailedPrecondition (MODEL_UNSUPPORTED), also for a decoder in half precision.
+        """
         ...
 
     async def find_feature_encoder(self, name: str) -> ModelRef:
@@ -232,8 +235,8 @@ class BundleMaker(Protocol):
     async def plan(self, draft: ExportDraft) -> ExportPlan:
         """Resolve the names of a request.
 
-        Raises NotFound with the field in its message and metadata, AdapterBaseMismatch, Unavailable, and
-        FailedPrecondition where a version is not what it was named for or ``bundle_id`` holds something else.
+        Raises NotFound, AdapterBaseMismatch and, where a version is not what it was named for or ``bundle_id`` holds
+        something else, FailedPrecondition, all with the field in message and metadata; and Unavailable.
         """
         ...
 

@@ -26,6 +26,7 @@ class TuningMethod(StrEnum):
     QLORA = "qlora"
     ADAPTER_LAYERS = "adapter_layers"
     FULL_DECODER = "full_decoder"
+    E_PEFT_PAPER = "e_peft_paper"
 
 
 class JobKind(StrEnum):
@@ -293,6 +294,10 @@ class TuningDraft:
     promote_only_if_better: bool
     request_id: str
     fingerprint: str
+    segmenter_digest: str = ""
+    """Of the version that ``segmenter`` has to mean; empty takes whichever it means."""
+    prompt_set_digest: str = ""
+    dataset_digest: str = ""
 
 
 @dataclass(frozen=True)

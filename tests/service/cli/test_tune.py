@@ -130,7 +130,9 @@ def test_wrong_files_are_named_and_no_job_is_made(
 
 
 def test_an_adapter_of_another_base_is_refused_by_name(bench: Bench, parts: Path) -> None:
-    bench.training.refuses = AdapterBaseMismatch("artifacts/tuned", expected="a" * 64, actual="b" * 64)
+    bench.training.refuses = AdapterBaseMismatch(
+        "artifacts/tuned", field="adapter_id", expected="a" * 64, actual="b" * 64
+    )
     ran = bench.tune("--dataset", parts, "--no-sheet", "--promote", "production")
     assert (ran.exit_code, "artifacts/tuned was made for segmenter bbbb" in ran.stderr) == (3, True), ran.stderr
 

@@ -144,9 +144,10 @@ async def test_what_cannot_be_exported_is_refused_with_its_field(running: Traini
         assert missing.value.message.startswith(f"{field}: ")
     with pytest.raises(FailedPrecondition) as other:
         await create("line-a", f"artifacts/{SEGMENTER}/versions/1")
-    assert other.value.reason == "MODEL_UNSUPPORTED"
-    with pytest.raises(FailedPrecondition, match="holds segmenter versions"):
+    assert (other.value.reason, other.value.metadata["field"]) == ("MODEL_UNSUPPORTED", "prompt_set")
+    with pytest.raises(FailedPrecondition, match="holds segmenter versions") as taken:
         await create(SEGMENTER, "artifacts/patches")
+    assert taken.value.metadata["field"] == "bundle_id"
 
 
 async def test_an_adapter_of_another_segmenter_is_refused(running: TrainingSite, tmp_path: Path) -> None:
@@ -159,3 +160,4 @@ async def test_an_adapter_of_another_segmenter_is_refused(running: TrainingSite,
     with pytest.raises(FailedPrecondition) as refused:
         await running.client.training.create_export_job("line-a", "artifacts/patches", adapter=adapter.name)
     assert refused.value.reason == "ADAPTER_BASE_MISMATCH"
+    assert (refused.value.metadata["field"], refused.value.metadata["adapter"]) == ("adapter", adapter.name)

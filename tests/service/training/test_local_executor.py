@@ -39,7 +39,7 @@ SETTINGS = WorkerSettings(
     embedding_address="localhost:1",
     cache_dir=Path("unused"),
     device="cpu",
-    num_threads=1,
+    num_threads=3,
     niceness=3,
     embedding_precision="float16",
     max_image_bytes=1,
@@ -104,6 +104,7 @@ async def test_a_job_is_told_in_order_and_the_process_stays_warm(executor: Local
     assert again.metrics["pid"] == result.metrics["pid"] == executor.pids[0] != os.getpid()
     niceness = os.getpriority(os.PRIO_PROCESS, 0) + 3  # whoever runs the tests may have given them one
     assert (again.metrics["num_jobs"], again.metrics["niceness"]) == (2, min(niceness, 19))
+    assert again.metrics["num_threads"] == SETTINGS.num_threads
 
 
 async def test_a_failed_job_is_told_in_our_words_and_leaves_the_process(executor: LocalExecutor) -> None:

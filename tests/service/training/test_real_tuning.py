@@ -10,6 +10,7 @@ import pytest
 
 from fakes.training_site import SEGMENTER, TrainingSite, nano_site, scratches, training_beside
 from vplab.client.training.values import TuningJob, TuningOptions, TuningPreview, TuningProgress, TuningRequest
+from vplab.runtime.code_version import code_version
 from vplab.vision.adapters.spec import adapter_spec_from_json
 from vplab.vision.specs import SegmenterSpec, spec_from_json
 
@@ -47,6 +48,7 @@ async def _check_version(running: TrainingSite, job: TuningJob, tmp_path: Path) 
     encoder = await registry.get_version("artifacts/nano-encoder")
     assert lineage == {
         "segmenter": segmenter.digest,
+        "image_encoder": encoder.digest,
         "dataset": job.dataset.digest,
         "feature_encoder": encoder.digest,
     }
@@ -64,6 +66,7 @@ async def _check_version(running: TrainingSite, job: TuningJob, tmp_path: Path) 
     said = json.loads((folder / "adapter.json").read_text())
     assert adapter_spec_from_json(json.dumps(said["adapter"])).method == "e_peft"
     assert said["segmenter"]["digest"] == segmenter.digest
+    assert said["software"] == code_version()
     assert (said["training"]["seed"], said["training"]["num_steps"]) == (3, 2)
     assert json.loads((folder / "parity.json").read_text())["passed"]
     spec = spec_from_json((folder / "model.json").read_bytes())

@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import json
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -148,6 +150,9 @@ async def test_an_empty_set_and_an_adapter_of_another_base_are_refused(running: 
         with pytest.raises(InvalidInput, match="nothing to learn from") as refused:
             await training.create_tuning_job(TuningRequest("one", nothing))
         assert refused.value.violations[0].field == "inline.images"
+    with pytest.raises(InvalidInput) as no_images:
+        await training.create_tuning_job(TuningRequest("one", InlineDataset([SegmentClass(1, "one")], [])))
+    assert [violation.field for violation in no_images.value.violations] == ["inline.images"]
     encoder = await registry.get_version(f"artifacts/{ENCODER}")
     file = await registry.upload_bytes(b"{}", as_path="adapter.json", media_type="application/json")
     await registry.create_artifact("foreign", "adapter")
@@ -160,6 +165,23 @@ async def test_an_empty_set_and_an_adapter_of_another_base_are_refused(running: 
         await training.create_tuning_job(TuningRequest("foreign", good, promote_alias="production"))
     assert other_base.value.reason == "ADAPTER_BASE_MISMATCH"
     assert other_base.value.metadata["adapter"] == "artifacts/foreign"
+    assert other_base.value.metadata["field"] == "adapter_id"
+
+
+async def test_a_segmenter_in_half_precision_is_refused_at_creation(
+    running: TrainingSite, small_sam: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(small_sam / SEGMENTER, folder)
+    spec = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(spec | {"precision": "float16"}))
+    encoder = await running.client.registry.get_version(f"artifacts/{ENCODER}")
+    await running.site.publish_model(folder, "half-segmenter", image_encoder=encoder)
+    request = TuningRequest("one", scratches(1), segmenter="artifacts/half-segmenter")
+    with pytest.raises(FailedPrecondition, match=r"segmenter: .* computes in float16") as refused:
+        await running.client.training.create_tuning_job(request)
+    assert (refused.value.reason, refused.value.metadata["field"]) == ("MODEL_UNSUPPORTED", "segmenter")
+    assert [job async for job in running.client.training.list_tuning_jobs()] == []
 
 
 @pytest.mark.slow
@@ -189,7 +211,7 @@ async def test_a_prompt_sets_matcher_is_trained_on_too(running: TrainingSite) ->
     await registry.publish_version("artifacts/prompts", Manifest((file,), (other, lineage[1])))
     with pytest.raises(FailedPrecondition) as refused:
         await training.create_tuning_job(request)
-    assert refused.value.reason == "ADAPTER_BASE_MISMATCH"
+    assert (refused.value.reason, refused.value.metadata["field"]) == ("ADAPTER_BASE_MISMATCH", "prompt_set")
 
 
 @pytest.mark.slow

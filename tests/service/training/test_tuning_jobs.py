@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes.training_parts import DATASET, NUM_STEPS, SEGMENTER, FakeExecutor, Parts, fake_result, fake_training
+from fakes.training_parts import (
+    DATASET,
+    NUM_STEPS,
+    PROMPT_SET,
+    SEGMENTER,
+    FakeExecutor,
+    Parts,
+    fake_result,
+    fake_training,
+)
 from vplab.client import AsyncClient, SegmentClass
 from vplab.client.training.values import (
     InlineDataset,
@@ -241,22 +250,72 @@ async def test_a_fault_of_ours_fails_the_job_without_telling_internals(tmp_path:
 async def test_names_of_another_base_are_refused_at_creation(tmp_path: Path) -> None:
     async with fake_training(tmp_path) as (client, parts):
         parts.models.bases |= {"artifacts/old-prompts": "0" * 64, "old-adapter": "0" * 64}
-        for changes in ({"prompt_set": "artifacts/old-prompts"}, {"adapter_id": "old-adapter"}):
+        for changes, name in (
+            ({"prompt_set": "artifacts/old-prompts"}, "artifacts/old-prompts/versions/1"),
+            ({"adapter_id": "old-adapter"}, "artifacts/old-adapter"),
+        ):
             with pytest.raises(FailedPrecondition) as refused:
                 await client.training.create_tuning_job(dataclasses.replace(REQUEST, **changes))
+            (field,) = changes
             assert refused.value.reason == "ADAPTER_BASE_MISMATCH"
-            assert refused.value.metadata["expected"] == SEGMENTER.digest
+            assert refused.value.message.startswith(f"{field}: {name} was made for")
+            said = {key: value for key, value in refused.value.metadata.items() if key != "request_id"}
+            expected = {"name": name, "field": field, "expected": SEGMENTER.digest, "actual": "0" * 64}
+            assert said == expected | ({"adapter": name} if field == "adapter_id" else {})
         assert [job async for job in client.training.list_tuning_jobs()] == []
 
 
 @pytest.mark.parametrize(
-    "changes", [{"data": "artifacts/none"}, {"segmenter": "artifacts/none"}, {"prompt_set": "artifacts/x"}]
+    ("changes", "field"),
+    [
+        ({"data": "artifacts/none"}, "dataset"),
+        ({"segmenter": "artifacts/none"}, "segmenter"),
+        ({"prompt_set": "artifacts/x"}, "prompt_set"),
+    ],
 )
-async def test_what_does_not_exist_is_refused_at_creation(tmp_path: Path, changes: dict[str, str]) -> None:
+async def test_what_does_not_exist_is_refused_at_creation_with_its_field(
+    tmp_path: Path, changes: dict[str, str], field: str
+) -> None:
     async with fake_training(tmp_path) as (client, _):
         with pytest.raises(NotFound) as refused:
             await client.training.create_tuning_job(dataclasses.replace(REQUEST, **changes))
         assert next(iter(changes.values())) in refused.value.metadata["name"]
+        assert refused.value.metadata["field"] == field
+        assert refused.value.message.startswith(f"{field}: ")
+
+
+async def test_a_digest_of_another_version_is_refused_at_creation_with_its_field(tmp_path: Path) -> None:
+    async with fake_training(tmp_path) as (client, parts):
+        parts.models.bases["artifacts/prompts"] = SEGMENTER.digest
+        request = dataclasses.replace(REQUEST, prompt_set="artifacts/prompts")
+        right = {
+            "segmenter_digest": SEGMENTER.digest,
+            "prompt_set_digest": PROMPT_SET.digest,
+            "dataset_digest": DATASET.digest,
+        }
+        for field, digest in right.items():
+            with pytest.raises(FailedPrecondition) as refused:
+                await client.training.create_tuning_job(dataclasses.replace(request, **{field: "1" * 64}))
+            metadata = refused.value.metadata
+            assert refused.value.reason == "MODEL_MISMATCH"
+            assert (metadata["field"], metadata["expected"], metadata["actual"]) == (field, "1" * 64, digest)
+        assert [job async for job in client.training.list_tuning_jobs()] == []
+        job = await client.training.create_tuning_job(dataclasses.replace(request, **right))
+        assert job.segmenter.digest == SEGMENTER.digest
+
+
+async def test_a_queued_job_says_what_it_is_for(tmp_path: Path) -> None:
+    async with fake_training(tmp_path, Parts(FakeExecutor(num_slots=0))) as (client, parts):
+        parts.models.bases["artifacts/prompts"] = SEGMENTER.digest
+        request = dataclasses.replace(REQUEST, prompt_set="artifacts/prompts", promote_alias="production")
+        await client.training.create_tuning_job(request)
+        (job,) = [job async for job in client.training.list_tuning_jobs()]
+        assert (job.state, job.adapter_id, job.promote_alias) == ("queued", "scratch-adapter", "production")
+        assert job.prompt_set is not None
+        assert (job.prompt_set.name, job.prompt_set.digest) == ("artifacts/prompts/versions/1", PROMPT_SET.digest)
+        await client.training.create_tuning_job(REQUEST)
+        newest = await anext(client.training.list_tuning_jobs())
+        assert (newest.adapter_id, newest.prompt_set, newest.promote_alias) == ("scratch-adapter", None, "")
 
 
 async def test_unknown_jobs_are_not_found(tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ from vplab.client.training.values import TuningEvent, TuningJob, TuningOptions, 
 
 SEED = 20261123
 NUM_STEPS = 20
-REQUEST = TuningRequest("scratches", scratches(size_hw=(90, 120)), options=TuningOptions(num_steps=NUM_STEPS, seed=3))
+REQUEST = TuningRequest(
+    "scratches",
+    scratches(size_hw=(90, 120)),
+    options=TuningOptions(num_steps=NUM_STEPS, seed=3),
+    promote_alias="production",
+)
 
 Phase = Literal["queue", "fetch", "embed", "fold", "all images", "export", "publish", "promote"]
 ORDER: tuple[Phase, ...] = ("queue", "fetch", "embed", "fold", "all images", "export", "publish", "promote")
@@ -90,12 +95,23 @@ async def _check(client: AsyncClient, jobs: Sequence[Sequence[TuningEvent]]) -> 
     versions = [version async for version in client.registry.list_versions("artifacts/scratches")]
     assert sorted(version.name for version in versions) == sorted(adapters)
     assert len(set(adapters)) == len(jobs)
+    await _check_promotions(client, jobs, newest=versions[0].name)
     files = [{file.path: file.sha256 for file in version.manifest.files} for version in versions]
     assert "adapter.safetensors" in files[0]
     assert all(each == files[0] for each in files)
     # Some kills come just before or after a job's time, which is how random moments are; most must have hit.
     told = [e.event.message for events in jobs for e in events if isinstance(e.event, TuningJob)]
     assert sum(message.startswith(("taken over from", "waits: the worker ended")) for message in told) >= 6
+
+
+async def _check_promotions(client: AsyncClient, jobs: Sequence[Sequence[TuningEvent]], newest: str) -> None:
+    """Each job moved the alias once, unless a job that was not in its way meanwhile had moved it further."""
+    said = {e[-1].event.name: e[-1].event.promotion for e in jobs if isinstance(e[-1].event, TuningJob)}
+    assert all(words.startswith("moved ") or words.endswith("which is newer") for words in said.values()), said
+    moves = [change async for change in client.registry.list_alias_changes("artifacts/scratches/aliases/production")]
+    movers = sorted(change.reason for change in moves)
+    assert movers == sorted(name for name, words in said.items() if words.startswith("moved "))
+    assert (await client.registry.get_version("artifacts/scratches/aliases/production")).name == newest
 
 
 def trainer(folder: Path) -> "AbstractContextManager[subprocess.Popen[bytes]]":

@@ -13,7 +13,7 @@ from fakes.random_decoders import build_decoder
 from vplab.embedding.backends._embedding_file import encode_embedding
 from vplab.embedding.values import Embedding, ModelRef, NamedTensor, Precision
 from vplab.vision.adapters.adapt import adapt
-from vplab.vision.adapters.spec import METHODS, EPeftSpec, HqTokenSpec, PromptTokensSpec, QloraSpec, default_spec
+from vplab.vision.adapters.spec import METHODS, HqTokenSpec, PromptTokensSpec, QloraSpec, default_spec
 
 README = Path(__file__).parents[3] / "services/vplab/vision/adapters/README.md"
 WIDTH = 256
@@ -22,13 +22,19 @@ ENCODERS = (("SAM ViT-B", 64, 768), ("SAM ViT-L", 64, 1024), ("SAM ViT-H", 64, 1
 NO_GATE = PromptTokensSpec(gate="none")
 VARIANTS = {method: default_spec(method) for method in METHODS} | {
     "prompt_tokens, gate none": NO_GATE,
-    "e_peft, no mask head, gate none": EPeftSpec(prompt_tokens=NO_GATE, mask_head=None),
     "qlora, base_type int8": QloraSpec(base_type="int8"),
     "hq_token, early_channels 768 (ViT-B)": HqTokenSpec(early_channels=768),
     "hq_token, early_channels 1024 (ViT-L)": HqTokenSpec(early_channels=1024),
     "hq_token, early_channels 1280 (ViT-H)": HqTokenSpec(early_channels=1280),
 }
-PAPER = {"image_context": "33.1K", "ia3": "5.6K", "prompt_tokens": "12.8K", "lora": "144.4K", "e_peft": "201.1K"}
+PAPER = {
+    "image_context": "33.1K",
+    "ia3": "5.6K",
+    "prompt_tokens": "12.8K",
+    "lora": "144.4K",
+    "e_peft": "201.1K",
+    "e_peft_paper": "201.1K",
+}
 
 
 def table():
@@ -75,7 +81,7 @@ TABLES = {"counts": table, "cache": cache_table}
         ("ia3", 5_632),
         ("prompt_tokens, gate none", 12_800),
         ("image_context", 33_088),
-        ("e_peft, no mask head, gate none", 195_904),
+        ("e_peft_paper", 195_904),
         ("e_peft", 195_904 + 56 + 41_984),
         ("boft", 31_360),
         ("qlora", 144_384),

@@ -89,6 +89,7 @@ def test_adapters_are_named_as_the_tuning_methods_are_and_measured_only_when_nam
     assert names.are_tuned
     everything = choose_methods(None)
     assert not everything.are_tuned
+    assert choose_methods(["e-peft-paper"]).tuned == ("e-peft-paper",)
     for wrong in ("softmatch+magic", "random_forest+e-peft", "softmatch+", "e_peft"):
         with pytest.raises(InvalidInput, match="nor a matcher with an adapter such as"):
             choose_methods([wrong])

@@ -195,6 +195,7 @@ def test_a_tuned_matcher_without_a_shot_has_its_matcher_s_figures(tmp_path: Path
 def test_the_paper_s_tables_start_with_the_segmenter_and_end_with_the_gain(tmp_path: Path) -> None:
     full, few, matching = paper_tables(json.loads(json.dumps(tuned_summary(tmp_path))))
     assert "all images that are not tested" in full.title
+    assert all("; hq-token is HQ-SAM without its early feature" in table.title for table in (full, few))
     assert full.to_markdown().splitlines()[2:] == [
         "| method | parameters | stored | box | 1 click | 3 clicks | 5 clicks |",
         "|---|--:|--:|--:|--:|--:|--:|",

@@ -1,5 +1,6 @@
 """What a request is refused for before anybody is asked: a refusal names its field, and the file if there is one."""
 
+import dataclasses
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -158,6 +159,9 @@ def test_wrong_data_is_refused_with_field_and_file(
         ({"options": {"learning_rate": float("nan")}}, "options.learning_rate"),
         ({"options": {"learning_rate": float("inf")}}, "options.learning_rate"),
         ({"options": {"lora_rank": 257}}, "options.lora_rank"),
+        ({"segmenter_digest": "5" * 63}, "segmenter_digest"),
+        ({"prompt_set_digest": "5" * 64}, "prompt_set_digest"),
+        ({"dataset_digest": "5" * 64}, "dataset_digest"),
         ({"options": {"num_prompt_tokens": 0}}, "options.num_prompt_tokens"),
     ],
 )
@@ -181,6 +185,10 @@ def test_a_job_and_its_events_become_messages() -> None:
     now = datetime(2026, 11, 23, tzinfo=UTC)
     job = Job("1", JobKind.TUNING, JobState.RUNNING, Stage.EMBED, plan, None, {}, "", "", now, None)
     message = convert.job(job)
+    assert (message.adapter_id, message.promote_alias, message.HasField("prompt_set")) == ("scratches", "", False)
+    plan = dataclasses.replace(plan, prompt_set=model, promote_alias="production")
+    message = convert.job(job := dataclasses.replace(job, plan=plan))
+    assert (message.promote_alias, message.prompt_set.name) == ("production", model.name)
     assert (message.name, message.state, message.stage) == (
         "tuningJobs/1",
         pb.JOB_STATE_RUNNING,

@@ -6,7 +6,7 @@ from vplab.errors import InvalidInput
 from vplab.training.core.options import adapter_spec, filled_in, recipe
 from vplab.training.core.tuning_jobs import dataset_id
 from vplab.training.values import TuningMethod, TuningOptions
-from vplab.vision.adapters.spec import METHODS, EPeftSpec, LoraSpec, PromptTokensSpec
+from vplab.vision.adapters.spec import METHODS, EPeftSpec, LoraSpec, PromptTokensSpec, default_spec
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -15,7 +15,7 @@ def test_every_method_that_can_be_trained_has_defaults(method: str) -> None:
     assert options.num_steps
     assert options.learning_rate
     assert options.seed == 0
-    assert adapter_spec(TuningMethod(method), options).method == method
+    assert adapter_spec(TuningMethod(method), options) == default_spec(method)
     assert recipe(TuningMethod(method), options, 5).num_steps == options.num_steps
 
 

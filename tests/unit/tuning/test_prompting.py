@@ -1,9 +1,12 @@
+import cv2
 import numpy as np
 import pytest
 
 from fakes.tiny_tuning import SEGMENTER, SIDE, disc, discs, examples_of, view_of
 from vplab.training.tuning.prompting import (
     FALSE_SHARE,
+    NOISY_MASK_SHARE,
+    WHOLE_SHARE,
     DrawnPrompt,
     PromptDrawer,
     input_tokens,
@@ -164,6 +167,30 @@ def test_boxes_hold_about_what_they_ask_for():
     for prompt in boxes:
         assert np.abs(prompt.tokens.coords - tight_box(prompt.target)).max() <= limit + 1e-4
     assert any(np.array_equal(p.tokens.coords, tight_box(p.target)) for p in boxes)
+
+
+def test_some_boxes_come_with_a_rough_mask_of_what_they_ask_for():
+    drawn = PromptDrawer(examples_of(discs(3)), NO_RASTER).draw(2000, np.random.default_rng(5))
+    boxes = [p for p in drawn if p.kind == "box"]
+    rough = [p for p in boxes if p.tokens.mask_logits is not None]
+    assert len(rough) / len(boxes) == pytest.approx(NOISY_MASK_SHARE, abs=0.05)
+    gaps, wrong = [], []
+    for prompt in rough:
+        object_ = cv2.resize(prompt.target.astype(np.float32), NO_RASTER.low_res_hw, interpolation=cv2.INTER_AREA) > 0.5
+        logits = prompt.tokens.mask_logits
+        gaps.append(logits[object_].mean() - logits[~object_].mean())
+        wrong.append(((logits > 0) != object_).sum())
+    assert min(gaps) > 2, "it is of the object"
+    assert min(wrong) > 0, "and is not exact"
+    assert len(set(wrong)) > 10, "nor always the same"
+
+
+def test_half_of_the_boxes_are_around_all_pieces_together():
+    both = disc((16, 16), 9) | disc((48, 48), 7)
+    drawn = PromptDrawer(examples_of([view_of({1: both})]), SEGMENTER).draw(1000, np.random.default_rng(6))
+    areas = [int(p.target.sum()) for p in drawn if p.kind == "box"]
+    assert {*areas} == {int(both.sum()), int(disc((16, 16), 9).sum()), int(disc((48, 48), 7).sum())}
+    assert sum(area == both.sum() for area in areas) / len(areas) == pytest.approx(WHOLE_SHARE, abs=0.08)
 
 
 def test_a_rare_class_is_drawn_as_often_as_a_frequent_one():

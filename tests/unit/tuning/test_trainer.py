@@ -7,7 +7,7 @@ import torch
 from fakes.tiny_tuning import SEGMENTER, WholeDecoder, disc, discs, examples_of, tiny_decoder, view_of
 from vplab.errors import Cancelled, InvalidInput
 from vplab.training.tuning.checkpoints import FileCheckpoint
-from vplab.training.tuning.trainer import tune
+from vplab.training.tuning.trainer import forward_dtype, tune
 from vplab.training.tuning.values import BASE, TuningOptions, TuningProgress
 from vplab.vision.adapters.adapt import adapt
 from vplab.vision.adapters.spec import LoraSpec
@@ -241,6 +241,43 @@ def test_the_number_of_threads_is_put_back():
 def test_half_precision_embeddings_train_in_single_precision():
     result = tune(WholeDecoder(), examples_of(discs(1)), SEGMENTER, SHORT)
     assert {value.dtype for value in result.adapter_state.values()} == {torch.float32}
+
+
+class NotingDecoder(WholeDecoder):
+    """Notes what its answers are computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, iou = super().forward(*inputs)
+        self.dtypes.add(logits.dtype)
+        return logits, iou
+
+
+def test_decoders_compute_in_half_precision_on_gpus_alone():
+    assert [forward_dtype(device) for device in ("cpu", "cuda", "cuda:1")] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    ]
+    decoder = NotingDecoder()
+    tune(decoder, examples_of(discs(1)), SEGMENTER, SHORT)
+    assert decoder.dtypes == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA device")
+def test_on_a_gpu_the_decoder_computes_in_bfloat16_and_the_adapter_stays_float32():
+    decoder, losses = NotingDecoder(), list[float]()
+    options = TuningOptions(num_steps=40, learning_rate=3e-3, batch_size=12)
+    examples = examples_of(discs(2))
+    result = tune(decoder, examples, SEGMENTER, options, device="cuda:0", on_progress=lambda p: losses.append(p.loss))
+    assert decoder.dtypes == {torch.bfloat16}
+    assert {(value.dtype, value.device.type) for value in result.adapter_state.values()} == {(torch.float32, "cpu")}
+    assert {parameter.dtype for parameter in decoder.adapter_parameters()} == {torch.float32}
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
 class FusingDecoder(WholeDecoder):

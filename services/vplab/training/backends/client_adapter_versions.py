@@ -32,28 +32,30 @@ class ClientAdapterVersions:
         folder: Path,
         metrics: Mapping[str, float],
         licence: str,
+        image_encoder: ModelRef,
         compared: ModelRef | None = None,
     ) -> TuningResult:
         """Upload a folder's files and publish them, once for each job.
 
-        compared: the adapter that the metrics compare this one with.
+        image_encoder: whose embeddings it was tuned on. compared: the adapter that the metrics compare this one with.
 
         Raises FailedPrecondition if the artifact is of another kind, Unavailable, ResourceExhausted.
         """
         files = publishing.files_of_folder(folder)
         uploaded = await publishing.upload_files(self._registry, files)
         await publishing.ensure_artifact(self._registry, plan.adapter_id, "adapter", "", {})
-        lineage = [Lineage("segmenter", plan.segmenter.name, plan.segmenter.digest)]
-        lineage.append(Lineage("dataset", plan.dataset.name, plan.dataset.digest))
-        further = {
+        made_from = {
+            "segmenter": plan.segmenter,
+            "image_encoder": image_encoder,
+            "dataset": plan.dataset,
             "prompt_set": plan.prompt_set,
             "feature_encoder": plan.feature_encoder,
             "compared_with": compared,
         }
-        lineage += [Lineage(relation, m.name, m.digest) for relation, m in further.items() if m is not None]
+        lineage = tuple(Lineage(relation, m.name, m.digest) for relation, m in made_from.items() if m is not None)
         manifest = Manifest(
             files=uploaded,
-            lineage=tuple(lineage),
+            lineage=lineage,
             metrics=metrics,
             licence=licence,
             spec=publishing.read_spec(files),

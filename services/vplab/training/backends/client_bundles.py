@@ -11,7 +11,7 @@ from vplab.client.registry import publishing
 from vplab.client.registry.area import AsyncRegistry
 from vplab.client.registry.values import Lineage, Manifest, Version
 from vplab.errors import FailedPrecondition, NotFound
-from vplab.training.errors import AdapterBaseMismatch, ModelUnsupported
+from vplab.training.errors import AdapterBaseMismatch, ModelUnsupported, naming_field
 from vplab.training.values import ExportDraft, ExportPlan, ModelRef
 from vplab.vision.images import ImageLimits
 
@@ -31,27 +31,30 @@ class ClientBundles:
 
     async def plan(self, draft: ExportDraft) -> ExportPlan:
         """Resolve the names of a request."""
-        await self._check_bundle(draft.bundle_id)
-        prompt_set = await self._named(draft.prompt_set, "prompt_set")
-        if prompt_set.kind != "prompt_set":
-            raise ModelUnsupported(prompt_set.name, "a prompt set", f"it is a {prompt_set.kind}")
-        segmenter = _made_from(prompt_set, "segmenter")
+        with naming_field("bundle_id"):
+            await self._check_bundle(draft.bundle_id)
+        with naming_field("prompt_set"):
+            prompt_set = await self._prompt_set(draft.prompt_set)
+            segmenter = _made_from(prompt_set, "segmenter")
+            image_encoder = _made_from(await self._registry.get_version(segmenter.name), "image_encoder")
+            feature_encoder = _made_from(prompt_set, "feature_encoder")
         adapter = None
         if draft.adapter:
-            version = await self._named(draft.adapter, "adapter")
-            if version.kind != "adapter":
-                raise ModelUnsupported(version.name, "an adapter", f"it is a {version.kind}")
-            base = _made_from(version, "segmenter")
+            with naming_field("adapter"):
+                version = await self._registry.get_version(draft.adapter)
+                if version.kind != "adapter":
+                    raise ModelUnsupported(version.name, "an adapter", f"it is a {version.kind}")
+                base = _made_from(version, "segmenter")
             if base.digest != segmenter.digest:
-                raise AdapterBaseMismatch(version.name, expected=segmenter.digest, actual=base.digest)
+                expected, actual = segmenter.digest, base.digest
+                raise AdapterBaseMismatch(version.name, field="adapter", expected=expected, actual=actual)
             adapter = ModelRef(version.name, version.digest)
-        base_version = await self._registry.get_version(segmenter.name)
         return ExportPlan(
             bundle_id=draft.bundle_id,
             prompt_set=ModelRef(prompt_set.name, prompt_set.digest),
             segmenter=segmenter,
-            image_encoder=_made_from(base_version, "image_encoder"),
-            feature_encoder=_made_from(prompt_set, "feature_encoder"),
+            image_encoder=image_encoder,
+            feature_encoder=feature_encoder,
             adapter=adapter,
         )
 
@@ -117,16 +120,17 @@ class ClientBundles:
         if artifact.delete_time is not None:
             raise FailedPrecondition(f"{artifact.name} is deleted; restore it or choose another bundle_id")
 
-    async def _named(self, name: str, field: str) -> Version:
-        """Resolve a name; a prompt set's artifact means its newest version, as in the segmentation service."""
-        try:
-            if field == "prompt_set" and name.count("/") == 1:
-                async for version in self._registry.list_versions(name):
-                    return version
-                raise NotFound(f"{name} has no version")
-            return await self._registry.get_version(name)
-        except NotFound as error:
-            raise NotFound(f"{field}: {error.message}", metadata={"name": name, "field": field}) from error
+    async def _prompt_set(self, name: str) -> Version:
+        """Resolve a name; an artifact's own means its newest version, as in the segmentation service."""
+        version = await (self._registry.get_version(name) if name.count("/") > 1 else self._newest(name))
+        if version.kind != "prompt_set":
+            raise ModelUnsupported(version.name, "a prompt set", f"it is a {version.kind}")
+        return version
+
+    async def _newest(self, artifact: str) -> Version:
+        async for version in self._registry.list_versions(artifact):
+            return version
+        raise NotFound(f"{artifact} has no version", metadata={"name": artifact})
 
     async def _fetch(self, model: ModelRef) -> Snapshot:
         snapshot = await self._snapshots.fetch(model.name)

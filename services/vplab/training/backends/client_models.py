@@ -33,6 +33,9 @@ class ClientModels:
         spec = await self._spec(version, "a segmenter")
         if not isinstance(spec, SegmenterSpec):
             raise ModelUnsupported(version.name, "a segmenter", "it is an encoder")
+        if spec.precision != "float32":
+            why = f"its decoder computes in {spec.precision}; take one whose decoder computes in float32"
+            raise ModelUnsupported(version.name, "a segmenter to tune", why)
         _lineage(version, "a segmenter", "image_encoder")
         return ModelRef(version.name, version.digest)
 

@@ -12,7 +12,7 @@ import structlog
 from vplab.training import metrics
 from vplab.training.core.options import filled_in
 from vplab.training.core.wake_up import WakeUp
-from vplab.training.errors import AdapterBaseMismatch
+from vplab.training.errors import AdapterBaseMismatch, OtherVersion, naming_field
 from vplab.training.ports import DatasetSource, Executor, JobStore, ModelSource
 from vplab.training.values import (
     TERMINAL_STATES,
@@ -52,7 +52,8 @@ class TuningJobs:
         """Check everything a job depends on, publish data that came along, and queue the job.
 
         Raises TrainerMissing, AlreadyExists (REQUEST_ID_REUSED), InvalidInput with the field and file at fault,
-        NotFound, AdapterBaseMismatch, FailedPrecondition, Unavailable.
+        NotFound, AdapterBaseMismatch, OtherVersion and FailedPrecondition with the field in their metadata, and
+        Unavailable.
         """
         self.executor.check_available()
         found = await self.store.find_request(draft.request_id, draft.fingerprint)
@@ -60,11 +61,14 @@ class TuningJobs:
             return found
         # The small questions first: whoever misspelt a name need not wait for the images to be checked.
         filled_in(draft.method, draft.options, num_images=1)
-        segmenter = await self.models.find_segmenter(draft.segmenter or self.default_segmenter)
-        prompt_set = await self._prompt_set(draft.prompt_set, segmenter)
+        with naming_field("segmenter"):
+            segmenter = await self.models.find_segmenter(draft.segmenter or self.default_segmenter)
+        _require(segmenter, draft.segmenter_digest, "segmenter_digest")
+        prompt_set = await self._prompt_set(draft, segmenter)
         feature_encoder = None
         if prompt_set is None and self.default_feature_encoder:
-            feature_encoder = await self.models.find_feature_encoder(self.default_feature_encoder)
+            with naming_field("prompt_set"):  # which, left empty, means this encoder
+                feature_encoder = await self.models.find_feature_encoder(self.default_feature_encoder)
         await self._check_adapter(draft.adapter_id, segmenter)
         dataset = await self._dataset(draft)
         plan = TuningPlan(
@@ -120,26 +124,39 @@ class TuningJobs:
                 async with asyncio.timeout(self.poll_s):
                     await changed.wait()
 
-    async def _prompt_set(self, name: str, segmenter: ModelRef) -> ModelRef | None:
-        if not name:
+    async def _prompt_set(self, draft: TuningDraft, segmenter: ModelRef) -> ModelRef | None:
+        if not draft.prompt_set:
             return None
-        prompt_set, base = await self.models.find_prompt_set(name)
+        with naming_field("prompt_set"):
+            prompt_set, base = await self.models.find_prompt_set(draft.prompt_set)
+        _require(prompt_set, draft.prompt_set_digest, "prompt_set_digest")
         if base != segmenter.digest:
-            raise AdapterBaseMismatch(prompt_set.name, expected=segmenter.digest, actual=base)
+            raise AdapterBaseMismatch(prompt_set.name, field="prompt_set", expected=segmenter.digest, actual=base)
         return prompt_set
 
     async def _check_adapter(self, adapter_id: str, segmenter: ModelRef) -> None:
-        base = await self.models.adapter_base(adapter_id)
+        with naming_field("adapter_id"):
+            base = await self.models.adapter_base(adapter_id)
         # Versions of one adapter replace each other behind an alias, so they must all fit the same segmenter.
         if base is not None and base != segmenter.digest:
-            raise AdapterBaseMismatch(f"artifacts/{adapter_id}", expected=segmenter.digest, actual=base)
+            name = f"artifacts/{adapter_id}"
+            raise AdapterBaseMismatch(name, field="adapter_id", expected=segmenter.digest, actual=base)
 
     async def _dataset(self, draft: TuningDraft) -> DatasetVersion:
         if isinstance(draft.source, str):
-            return await self.datasets.find(draft.source)
+            with naming_field("dataset"):
+                dataset = await self.datasets.find(draft.source)
+            _require(dataset.model, draft.dataset_digest, "dataset_digest")
+            return dataset
         # Derived, so that a repeat after a crash between the two publishes nothing a second time.
         request_id = str(uuid.uuid5(uuid.UUID(draft.request_id), "dataset"))
-        return await self.datasets.publish(dataset_id(draft.adapter_id), draft.source, request_id)
+        with naming_field("adapter_id"):  # after which the data set is named
+            return await self.datasets.publish(dataset_id(draft.adapter_id), draft.source, request_id)
+
+
+def _require(model: ModelRef, digest: str, field: str) -> None:
+    if digest and digest != model.digest:
+        raise OtherVersion(model.name, field=field, expected=digest, actual=model.digest)
 
 
 def dataset_id(adapter_id: str) -> str:

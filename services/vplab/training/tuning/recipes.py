@@ -6,10 +6,18 @@ from vplab.training.tuning.values import TuningOptions
 
 FEW_IMAGES = 10
 _DEFAULT = TuningOptions()
-_LEARNING_RATES = {"e_peft": 2e-3, "lora": 2e-3, "full_decoder": 1e-4, "ia3": 1e-2, "prompt_tokens": 5e-3}
+_LEARNING_RATES = {
+    "e_peft": 2e-3,
+    "e_peft_paper": 2e-3,
+    "lora": 2e-3,
+    "full_decoder": 1e-4,
+    "ia3": 1e-2,
+    "prompt_tokens": 5e-3,
+}
 """Where it is not 1e-3: the whole decoder forgets at that rate, a few vectors hardly move."""
 _PART_RATES = {
     "e_peft": (("ia3.", 5.0), (".gate", 5.0), ("prompt_tokens.", 2.5), ("image_context.", 0.5)),
+    "e_peft_paper": (("ia3.", 5.0), ("prompt_tokens.", 2.5), ("image_context.", 0.5)),
     "prompt_tokens": ((".gate", 2.0),),
 }
 """Factors within a method: each part of E-PEFT is trained at the rate that it has alone, and a gate faster than the

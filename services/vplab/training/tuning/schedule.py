@@ -32,7 +32,11 @@ class Run:
 
 
 def plan_runs(image_indices: Sequence[int], has_validation: bool, options: TuningOptions) -> list[Run]:
-    """Return the folds, if any, and the final run on all images."""
+    """Return the folds, if any, and the final run on all images.
+
+    Deviation: two folds that leave out up to two images of five stop early where leave-one-out would train once for
+    each image, five runs for five images before the one on all; and one image alone says too little (LEFT_OUT_SHARE).
+    """
     final = Run("all images", frozenset())
     images = sorted(set(image_indices))
     if has_validation or len(images) < MIN_IMAGES_FOR_FOLDS or not options.num_folds:

@@ -167,7 +167,7 @@ class _Tuning:
         self._optimizer.zero_grad(set_to_none=True)
         for is_second in (False, True):
             for members, batch in batches(refined if is_second else prompts, examples, self._segmenter, self._device):
-                with self._autocast():
+                with autocast(self._device):
                     logits, ious = batch.decode(self._decoder)
                 logits, ious = logits.float(), ious.float()
                 # Each group weighs as many prompts as it has, so the step's loss is a mean over prompts.
@@ -254,7 +254,7 @@ class _Tuning:
         for candidate in self._candidates():
             self._decoder.load_adapter_state(_mixed(self._initial, trained, candidate.share))
             self._decoder.train(False)
-            with self._autocast():
+            with autocast(self._device):
                 metrics, previews = validate(self._decoder, self._validated_on(run), self._segmenter, self._device)
             curve.append(((candidate.step, candidate.share), asdict(metrics)))
             measured.append((metrics, previews))
@@ -311,11 +311,6 @@ class _Tuning:
             groups.setdefault(self._options.rate_factor(name), []).append(pair)
         return list(groups.items())
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._device.startswith("cuda"):
-            return torch.autocast("cuda", torch.bfloat16)
-        return contextlib.nullcontext()
-
     def _content(self) -> dict[str, Any]:
         return {
             "position": asdict(self._at) | {"chosen": tuple(self._at.chosen)},
@@ -329,6 +324,17 @@ class _Tuning:
         self._decoder.load_adapter_state(content["adapter"])
         self._best = content["best"]
         self._optimizer.load_state_dict(content["optimizer"])
+
+
+def forward_dtype(device: str) -> torch.dtype:
+    """Return what the decoder computes in on a device; what trains, the loss and the optimiser are float32 on each."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Have the decoder compute in its device's dtype inside."""
+    dtype = forward_dtype(device)
+    return contextlib.nullcontext() if dtype is torch.float32 else torch.autocast("cuda", dtype)
 
 
 def _read(

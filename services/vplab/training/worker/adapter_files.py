@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from vplab.runtime.server_info import software
+from vplab.runtime.code_version import code_version
 from vplab.training.models.compare import PROVIDERS, graph_inputs, open_graph
 from vplab.training.models.parity import (
     LOGIT_TOLERANCE,
@@ -161,7 +161,7 @@ def _description(version: AdapterVersion, adapted: AdaptedDecoder, result: Tunin
         "best_step": result.chosen.step,
         "share": result.chosen.share,
         "validation": result.validation_kind,
-        "software": software(),
+        "software": code_version(),
     }
 
 
@@ -175,7 +175,7 @@ def _card(version: AdapterVersion, adapted: AdaptedDecoder, result: TuningResult
     parity = "agrees" if report.passed else "does NOT agree"
     return f"""# {plan.adapter_id}
 
-An adapter in the mask decoder of {plan.segmenter.name}, tuned with VP Lab {software()}.
+An adapter in the mask decoder of {plan.segmenter.name}, tuned with VP Lab {code_version()}.
 
 | | |
 |---|---|

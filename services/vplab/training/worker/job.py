@@ -114,7 +114,8 @@ class TuningWorker:
             with work.stage(Stage.PUBLISH):
                 link.commit()
                 metrics = _metrics(num_images, adapted, result, report) | promoted
-                published = await versions.publish(plan, name, folder, metrics, inputs.segmenter_licence, compared)
+                licence = inputs.segmenter_licence
+                published = await versions.publish(plan, name, folder, metrics, licence, encoder, compared)
         measured = {**published.metrics, **work.watch.metrics(), "peak_memory_bytes": _peak_memory_bytes()}
         return replace(published, metrics=measured)
 

@@ -188,11 +188,18 @@ AdapterSpec = (
 )
 _SPEC: TypeAdapter[AdapterSpec] = TypeAdapter(Annotated[AdapterSpec, Field(discriminator="method")])
 
+E_PEFT_PAPER = EPeftSpec(prompt_tokens=PromptTokensSpec(gate="none"), mask_head=None)
+"""The paper's four parts and nothing else: 195,904 parameters.
+
+Without a gate its tokens take attention from the start, so until it is trained it is near the base decoder and not it.
+"""
+
 METHODS: tuple[str, ...] = (
     "image_context",
     "ia3",
     "prompt_tokens",
     "lora",
+    "e_peft_paper",
     "e_peft",
     "hq_token",
     "boft",
@@ -201,14 +208,14 @@ METHODS: tuple[str, ...] = (
     "adapter_layers",
     "full_decoder",
 )
-"""Every ``method``."""
+"""Every ``method``, and ``e_peft_paper``, whose specs are those of ``e_peft``."""
 
 
 def default_spec(method: str) -> AdapterSpec:
     """Return a method with its default numbers. Raises InvalidInput (field ``method``) for an unknown one."""
     if method not in METHODS:
         raise InvalidInput(f"no adapter method {method!r}; there are {', '.join(METHODS)}", field="method")
-    return _SPEC.validate_python({"method": method})
+    return E_PEFT_PAPER if method == "e_peft_paper" else _SPEC.validate_python({"method": method})
 
 
 def adapter_spec_from_json(data: bytes | str) -> AdapterSpec:

@@ -35,6 +35,9 @@ def request_to_proto(value: TuningRequest, request_id: str) -> pb.CreateTuningJo
         promote_alias=value.promote_alias,
         promote_only_if_better=value.promote_only_if_better,
         request_id=request_id,
+        segmenter_digest=value.segmenter_digest,
+        prompt_set_digest=value.prompt_set_digest,
+        dataset_digest=value.dataset_digest,
     )
     for name in _OPTIONS:
         option = getattr(value.options, name)
@@ -67,6 +70,9 @@ def tuning_job(message: pb.TuningJob) -> TuningJob:
         end_time=time_of(message, "end_time"),
         stage=STAGES.word(message.stage),
         promotion=message.promotion,
+        adapter_id=message.adapter_id,
+        prompt_set=model_reference(message.prompt_set) if message.HasField("prompt_set") else None,
+        promote_alias=message.promote_alias,
     )
 
 

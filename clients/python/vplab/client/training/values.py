@@ -24,6 +24,7 @@ TuningMethodName = Literal[
     "qlora",
     "adapter_layers",
     "full_decoder",
+    "e_peft_paper",
 ]
 
 TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
@@ -77,6 +78,12 @@ class TuningRequest:
     """Moved to the new version once it is published and its export is exact; empty moves none."""
     promote_only_if_better: bool = False
     """Move the alias only if the validation IoU is not below what it names now, or the segmenter's alone."""
+    segmenter_digest: str = ""
+    """Refuse the job where ``segmenter``, or the server's default, is another version; empty takes whichever it is."""
+    prompt_set_digest: str = ""
+    """The same of ``prompt_set``."""
+    dataset_digest: str = ""
+    """The same of a data set that ``data`` names."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,12 @@ class TuningJob:
     """What it is at: ``queue``, ``fetch``, ``embed``, ``train``, ``export``, ``publish`` or ``promote``."""
     promotion: str = ""
     """What became of ``promote_alias``, in words; empty where none was asked for."""
+    adapter_id: str = ""
+    """The artifact to publish under."""
+    prompt_set: ModelReference | None = None
+    """None without one."""
+    promote_alias: str = ""
+    """The alias to move; empty where none was asked for."""
 
     @property
     def is_done(self) -> bool:

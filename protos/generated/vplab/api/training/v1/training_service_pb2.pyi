@@ -26,6 +26,7 @@ class TuningMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TUNING_METHOD_QLORA: _ClassVar[TuningMethod]
     TUNING_METHOD_ADAPTER_LAYERS: _ClassVar[TuningMethod]
     TUNING_METHOD_FULL_DECODER: _ClassVar[TuningMethod]
+    TUNING_METHOD_E_PEFT_PAPER: _ClassVar[TuningMethod]
 
 class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -58,6 +59,7 @@ TUNING_METHOD_CONV_LORA: TuningMethod
 TUNING_METHOD_QLORA: TuningMethod
 TUNING_METHOD_ADAPTER_LAYERS: TuningMethod
 TUNING_METHOD_FULL_DECODER: TuningMethod
+TUNING_METHOD_E_PEFT_PAPER: TuningMethod
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -114,7 +116,7 @@ class TuningOptions(_message.Message):
     def __init__(self, num_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., lora_rank: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class CreateTuningJobRequest(_message.Message):
-    __slots__ = ("dataset", "inline", "adapter_id", "segmenter", "prompt_set", "method", "options", "promote_alias", "promote_only_if_better", "request_id")
+    __slots__ = ("dataset", "inline", "adapter_id", "segmenter", "prompt_set", "method", "options", "promote_alias", "promote_only_if_better", "request_id", "segmenter_digest", "prompt_set_digest", "dataset_digest")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     INLINE_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +127,9 @@ class CreateTuningJobRequest(_message.Message):
     PROMOTE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     PROMOTE_ONLY_IF_BETTER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SET_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DATASET_DIGEST_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     inline: InlineDataset
     adapter_id: str
@@ -135,7 +140,10 @@ class CreateTuningJobRequest(_message.Message):
     promote_alias: str
     promote_only_if_better: bool
     request_id: str
-    def __init__(self, dataset: _Optional[str] = ..., inline: _Optional[_Union[InlineDataset, _Mapping]] = ..., adapter_id: _Optional[str] = ..., segmenter: _Optional[str] = ..., prompt_set: _Optional[str] = ..., method: _Optional[_Union[TuningMethod, str]] = ..., options: _Optional[_Union[TuningOptions, _Mapping]] = ..., promote_alias: _Optional[str] = ..., promote_only_if_better: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
+    segmenter_digest: str
+    prompt_set_digest: str
+    dataset_digest: str
+    def __init__(self, dataset: _Optional[str] = ..., inline: _Optional[_Union[InlineDataset, _Mapping]] = ..., adapter_id: _Optional[str] = ..., segmenter: _Optional[str] = ..., prompt_set: _Optional[str] = ..., method: _Optional[_Union[TuningMethod, str]] = ..., options: _Optional[_Union[TuningOptions, _Mapping]] = ..., promote_alias: _Optional[str] = ..., promote_only_if_better: _Optional[bool] = ..., request_id: _Optional[str] = ..., segmenter_digest: _Optional[str] = ..., prompt_set_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ...) -> None: ...
 
 class CreateTuningJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -144,7 +152,7 @@ class CreateTuningJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[TuningJob, _Mapping]] = ...) -> None: ...
 
 class TuningJob(_message.Message):
-    __slots__ = ("name", "state", "method", "options", "dataset", "segmenter", "adapter", "metrics", "message", "create_time", "end_time", "stage", "promotion")
+    __slots__ = ("name", "state", "method", "options", "dataset", "segmenter", "adapter", "metrics", "message", "create_time", "end_time", "stage", "promotion", "adapter_id", "prompt_set", "promote_alias")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +173,9 @@ class TuningJob(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     PROMOTION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SET_FIELD_NUMBER: _ClassVar[int]
+    PROMOTE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: JobState
     method: TuningMethod
@@ -178,7 +189,10 @@ class TuningJob(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     stage: TuningStage
     promotion: str
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., method: _Optional[_Union[TuningMethod, str]] = ..., options: _Optional[_Union[TuningOptions, _Mapping]] = ..., dataset: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., segmenter: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., adapter: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stage: _Optional[_Union[TuningStage, str]] = ..., promotion: _Optional[str] = ...) -> None: ...
+    adapter_id: str
+    prompt_set: _vision_pb2.ModelReference
+    promote_alias: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., method: _Optional[_Union[TuningMethod, str]] = ..., options: _Optional[_Union[TuningOptions, _Mapping]] = ..., dataset: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., segmenter: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., adapter: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stage: _Optional[_Union[TuningStage, str]] = ..., promotion: _Optional[str] = ..., adapter_id: _Optional[str] = ..., prompt_set: _Optional[_Union[_vision_pb2.ModelReference, _Mapping]] = ..., promote_alias: _Optional[str] = ...) -> None: ...
 
 class GetTuningJobRequest(_message.Message):
     __slots__ = ("name",)

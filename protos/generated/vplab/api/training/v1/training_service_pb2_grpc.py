@@ -86,9 +86,10 @@ class TrainingServiceServicer:
 
     def CreateTuningJob(self, request, context):
         """CreateTuningJob queues a job after checking all of its input; errors about data name the field, and the file in the
-        message. An adapter's versions are all made for one segmenter. Reasons: INVALID_FIELD, IMAGE_UNREADABLE,
-        IMAGE_TOO_LARGE, RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH, MODEL_UNSUPPORTED, PRECONDITION_FAILED,
-        REQUEST_ID_REUSED, and NOT_IMPLEMENTED from servers without trainers.
+        message. RESOURCE_NOT_FOUND and everything that is a FAILED_PRECONDITION have the field at fault in metadata
+        "field"; MODEL_MISMATCH is that of a digest that is another's. An adapter's versions are all made for one segmenter, whose decoder computes in float32.
+        Reasons: INVALID_FIELD, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH,
+        MODEL_MISMATCH, MODEL_UNSUPPORTED, PRECONDITION_FAILED, REQUEST_ID_REUSED, and NOT_IMPLEMENTED from servers without trainers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,9 +127,9 @@ class TrainingServiceServicer:
 
     def CreateExportJob(self, request, context):
         """CreateExportJob queues the making of a line bundle: graphs, reference features and a program that segments images
-        without a service, published as a version of bundle_id. Every name is resolved at once. RESOURCE_NOT_FOUND says
-        which field named what is not there. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND, ADAPTER_BASE_MISMATCH,
-        MODEL_UNSUPPORTED, PRECONDITION_FAILED, REQUEST_ID_REUSED.
+        without a service, published as a version of bundle_id. Every name is resolved at once; errors about one have the
+        field at fault in metadata "field", as of CreateTuningJob. Reasons: INVALID_FIELD, RESOURCE_NOT_FOUND,
+        ADAPTER_BASE_MISMATCH, MODEL_UNSUPPORTED, PRECONDITION_FAILED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
