@@ -12,11 +12,14 @@ from vplab.vision.synthesis import synthesize_inspection_set
 
 
 @asynccontextmanager
-async def line_site(folder: Path) -> AsyncIterator[TrainingSite]:
-    """Run them; ``artifacts/patches`` has one reference of class 7, "patch"."""
+async def line_site(folder: Path, models_folder: Path | None = None) -> AsyncIterator[TrainingSite]:
+    """Run them; ``artifacts/patches`` has one reference of class 7, "patch".
+
+    models_folder: the small SAM, where it is written already.
+    """
     models = {"default_segmenter": f"artifacts/{SEGMENTER}", "default_feature_encoder": f"artifacts/{ENCODER}"}
     async with (
-        small_site(folder) as site,
+        small_site(folder, models_folder) as site,
         training_beside(site, **models) as training,
         site.segmentation(**models) as serving,
     ):

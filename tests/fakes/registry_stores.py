@@ -20,7 +20,7 @@ from vplab.registry.backends.sql_schema import counters, metadata
 from vplab.registry.composition import open_blob_store
 from vplab.registry.config import RegistryConfig
 from vplab.registry.core.registry import Registry, Retention
-from vplab.registry.values import ArtifactKind, BlobFile, Manifest, Version
+from vplab.registry.values import PARITY_PASSED, ArtifactKind, BlobFile, Manifest, Version
 from vplab.runtime.database import open_engine
 
 
@@ -142,7 +142,8 @@ def upload_bytes(registry: Registry, content: bytes, path: str = "model.bin") ->
 
 
 def publish_bytes(registry: Registry, artifact_id: str, content: bytes, **manifest: object) -> Version:
-    """Store bytes and publish them as a version of an artifact that exists."""
+    """Store bytes and publish them as a version of an artifact that exists, by default with a passed parity report."""
+    manifest = {"metrics": {PARITY_PASSED: 1.0}, **manifest}
     return registry.versions.publish(artifact_id, Manifest((upload_bytes(registry, content),), **manifest))  # type: ignore[arg-type]
 
 

@@ -115,6 +115,7 @@ class Site:
                 artifact_id,
                 "encoder" if image_encoder is None else "segmenter",
                 lineage=lineage,
+                metrics=tiny_models.OWN_REFERENCE,
                 alias="production" if production else None,
             )
 
@@ -140,6 +141,7 @@ class Site:
                 artifact_id,
                 "adapter",
                 lineage=(Lineage("segmenter", base.name, base.digest),),
+                metrics=tiny_models.OWN_REFERENCE,
                 alias=alias or None,
             )
 

@@ -88,7 +88,8 @@ async def training_beside(site: Site, **changes: object) -> AsyncIterator[Traini
         snapshots = AsyncSnapshots(upstream.registry, config.cache_dir / "models")
         limits = {"max_images": config.max_images, "max_inline_pixels": config.max_inline_pixels}
         datasets = ClientDatasets(upstream, snapshots, ImageLimits(), **limits, threads=2)
-        bundles = ClientBundles(upstream.registry, snapshots, config.cache_dir / "bundles", ImageLimits(), 1)
+        work_dir, precision = config.cache_dir / "bundles", config.embedding_precision
+        bundles = ClientBundles(upstream.registry, snapshots, work_dir, ImageLimits(), precision, 1)
         try:
             async with (
                 open_training(config, datasets, ClientModels(upstream.registry), executor, bundles) as service,

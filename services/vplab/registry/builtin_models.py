@@ -1,6 +1,7 @@
 """Publishes the models that ship with VP Lab, so that a fresh registry can serve without a network.
 
-Each folder below ``builtin`` is one version: ``model.json`` is its spec, everything else is its files. Publishing again
+Each folder below ``builtin`` is one version: ``model.json`` is its spec, ``parity.json`` says how well its graphs agree
+with what they were made from, everything else is its files. Publishing again
 changes nothing; a newer VP Lab with other weights adds a version. The production alias is set where there is none, and
 otherwise left to whoever moved it: a factory's models do not change because its software did.
 """
@@ -17,6 +18,7 @@ from vplab.registry.core.blobs import MAX_CHUNK_BYTES
 from vplab.registry.core.registry import Registry
 from vplab.registry.errors import ResourceNotFound
 from vplab.registry.values import (
+    PARITY_PASSED,
     PRODUCTION,
     AliasKey,
     ArtifactKind,
@@ -88,11 +90,28 @@ def _publish(registry: Registry, folder: Path, lineage: tuple[Lineage, ...]) -> 
         Manifest(
             files=files,
             lineage=lineage,
+            metrics=_parity(folder),
             licence=LICENCE,
             spec=json.loads((folder / "model.json").read_bytes()),
             description="Ships with VP Lab.",
         ),
     )
+
+
+def _parity(folder: Path) -> dict[str, float]:
+    """Return what the reports of a folder's graphs say together, under the names that imports use.
+
+    Nothing where there is no report; the version then gets no production alias.
+    """
+    reports = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*parity.json"))]
+    if not reports:
+        return {}
+    cases = [case for report in reports for case in report["cases"]]
+    ious = [case["mask_iou"] for case in cases if case["mask_iou"] is not None]
+    found = {PARITY_PASSED: float(all(report["passed"] for report in reports))}
+    if cases:
+        found["parity_max_abs_difference"] = max(case["max_abs_difference"] for case in cases)
+    return found | ({"parity_mask_iou": min(ious)} if ious else {})
 
 
 def _upload(registry: Registry, path: Path, file: BlobFile) -> None:

@@ -63,6 +63,18 @@ class ParityFailed(FailedPrecondition):
         super().__init__(f"{name} did not pass its parity report, so no alias may point at it", metadata={"name": name})
 
 
+class ParityMissing(FailedPrecondition):
+    """A version's graph was never compared with what it was made from, as far as its manifest says."""
+
+    def __init__(self, name: str, kind: str, metric: str) -> None:
+        super().__init__(
+            f"{name} has no parity report: its manifest lacks the metric {metric}, which production needs of every "
+            f"{kind}. Import or tune it with VP Lab, or compare its graph yourself and publish it with {metric} = 1; "
+            "until then another alias may name it",
+            metadata={"name": name, "missing": f"metrics[{metric}]"},
+        )
+
+
 class ArtifactInUse(FailedPrecondition):
     """A live lease holds the artifact."""
 

@@ -164,6 +164,9 @@ class AliasTable(Protocol):
     def changes_of(self, key: AliasKey, before: int | None, limit: int) -> Sequence[AliasChange]:
         """Return one alias's changes below a revision, newest first."""
 
+    def has_named(self, key: AliasKey, number: int) -> bool:
+        """Return whether an alias named that version at any time that its history still tells of."""
+
     def forget_changes(self, before: datetime) -> None:
         """Remove older changes and move ``oldest_revision`` with them."""
 

@@ -11,6 +11,9 @@ from vplab.registry.canonical_json import JsonValue
 PRODUCTION: Final = "production"
 """The alias that a name without a version stands for."""
 
+PARITY_PASSED: Final = "parity_passed"
+"""Metric of versions whose graphs were compared with what they were made from: 1 where all agree, else 0."""
+
 PROVENANCE_RELATIONS: Final = frozenset({"dataset", "compared_with"})
 """Lineage that only says where a version came from: whoever deletes a data set means it. Without any other lineage a
 version may not work, so that is kept as long as the version."""

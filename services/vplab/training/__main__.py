@@ -39,7 +39,8 @@ async def start(config: TrainingConfig) -> None:
         executor = _executor(config, client)
         snapshots = AsyncSnapshots(registry, config.cache_dir / "models")
         limits = ImageLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
-        bundles = ClientBundles(registry, snapshots, config.cache_dir / "bundles", limits, config.worker_threads)
+        work_dir, precision = config.cache_dir / "bundles", config.embedding_precision
+        bundles = ClientBundles(registry, snapshots, work_dir, limits, precision, config.worker_threads)
         datasets = ClientDatasets(
             client,
             snapshots,

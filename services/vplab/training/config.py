@@ -66,7 +66,8 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
     worker_silence_s: Seconds = 300.0
     """A worker that says nothing for this long hangs and is killed; its job goes on from the last checkpoint."""
     embedding_precision: Literal["float16", "float32"] = "float16"
-    """Precision of the embeddings trained on: that of serving, so that both use the same cache."""
+    """Precision of the embeddings trained on: that of serving, so that both use the same cache. Line bundles round to
+    it too."""
 
     lease_s: Annotated[float, Field(ge=0.5, le=3600)] = 15.0
     """How long a trainer that is heard of no more keeps its job; it renews the lease three times in that time."""

@@ -13,11 +13,13 @@ from vplab.client.registry import blobs, publishing
 from vplab.client.registry.values import BlobFile, Lineage, Manifest
 from vplab.errors import Aborted, DataLoss, FailedPrecondition, InvalidInput, NotFound, ResourceExhausted
 
+PASSED = {"parity_passed": 1.0}
+
 
 async def published(client: AsyncClient, artifact_id: str, content: bytes) -> str:
     file = await client.registry.upload_bytes(content, as_path="a.bin")
     await client.registry.create_artifact(artifact_id, "encoder")
-    version = await client.registry.publish_version(f"artifacts/{artifact_id}", Manifest((file,)))
+    version = await client.registry.publish_version(f"artifacts/{artifact_id}", Manifest((file,), metrics=PASSED))
     return version.name
 
 
@@ -148,11 +150,13 @@ async def test_a_folder_becomes_a_version_with_its_spec(client: AsyncClient, tmp
     (folder / "model.json").write_text('{"kind": "encoder", "size": 5}')
     (folder / "sub" / "weights.onnx").write_bytes(b"weights")
     files = publishing.files_of_folder(folder)
-    version = await client.registry.publish_files(files, "made", "encoder", licence="MIT", alias="production")
+    version = await client.registry.publish_files(
+        files, "made", "encoder", licence="MIT", metrics=PASSED, alias="production"
+    )
     assert [f.path for f in version.manifest.files] == ["model.json", "sub/weights.onnx"]
     assert version.manifest.spec == {"kind": "encoder", "size": 5}
     assert (await client.registry.get_version("artifacts/made")).digest == version.digest
-    again = await client.registry.publish_files(files, "made", "encoder", licence="MIT")
+    again = await client.registry.publish_files(files, "made", "encoder", licence="MIT", metrics=PASSED)
     assert again.name == version.name
     with pytest.raises(FailedPrecondition, match="encoder versions"):
         await client.registry.publish_files(files, "made", "adapter")

@@ -17,7 +17,8 @@ async def publish(client: AsyncClient, contents: list[bytes]) -> list[str]:
     names = []
     for content in contents:
         file = await client.registry.upload_bytes(content, as_path="a")
-        names.append((await client.registry.publish_version("artifacts/base", Manifest((file,)))).name)
+        manifest = Manifest((file,), metrics={"parity_passed": 1.0})
+        names.append((await client.registry.publish_version("artifacts/base", manifest)).name)
     return names
 
 

@@ -35,7 +35,7 @@ class Site:
         folder = self.folder / f"model-{seed}"
         tiny_models.write_encoder(folder, seed)
         version = await self.client.registry.publish_files(
-            files_of(folder), "tiny-encoder", "encoder", alias="production"
+            files_of(folder), "tiny-encoder", "encoder", metrics=tiny_models.OWN_REFERENCE, alias="production"
         )
         return version.name
 
@@ -114,7 +114,9 @@ async def test_what_is_no_encoder_is_unsupported(site: Site) -> None:
     async with site.registry.running() as registry:
         folder = site.folder / "segmenter"
         tiny_models.write_segmenter(folder)
-        await site.client.registry.publish_files(files_of(folder), "tiny-segmenter", "segmenter", alias="production")
+        await site.client.registry.publish_files(
+            files_of(folder), "tiny-segmenter", "segmenter", metrics=tiny_models.OWN_REFERENCE, alias="production"
+        )
         async with site.embedding(registry.address) as client:
             with pytest.raises(FailedPrecondition) as caught:
                 await version_of(client, "artifacts/tiny-segmenter")

@@ -35,7 +35,7 @@ from vplab.training.worker.decoder_weights import load_decoder
 from vplab.vision.adapters.bank_layout import BANK_INPUT, INDEX_INPUT
 from vplab.vision.prompts import ObjectPrompt
 from vplab.vision.sam.onnx_encoder import encoder_to_onnx
-from vplab.vision.specs import AdapterBankSpec, EncoderSpec, SegmenterSpec, spec_from_json
+from vplab.vision.specs import AdapterBankSpec, EncoderSpec, Precision, SegmenterSpec, spec_from_json
 
 QUICK = ImportOptions(parity_image_sizes_hw=((90, 120), (120, 90), (64, 200)), has_bank=False)
 
@@ -211,6 +211,17 @@ def test_a_graph_that_differs_from_its_model_is_refused_and_its_report_kept(
     assert report["passed"] is False
 
 
+def require_computes_in(precision: Precision, path: Path) -> None:
+    """Look at the weights of matrix products; inputs and outputs are float32 whatever a graph computes in."""
+    graph = onnx.load(path).graph
+    products = {n.input[1] for n in graph.node if n.op_type == "MatMul"}
+    types = {t.data_type for t in graph.initializer if t.name in products and len(t.dims) == 2}
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert half in types if precision == "float16" else types == {single}
+    elements = {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
+    assert elements <= {single, onnx.TensorProto.INT64}
+
+
 @pytest.mark.parametrize(("precision", "suffix"), [("float16", "fp16"), ("float16-encoder", "fp16e")])
 def test_float16_graphs_have_names_of_their_own_and_are_judged_by_their_masks(
     precision: ImportPrecision, suffix: str, checkpoint: Path, tmp_path: Path
@@ -223,12 +234,7 @@ def test_float16_graphs_have_names_of_their_own_and_are_judged_by_their_masks(
     for artifact in (encoder, segmenter):
         is_half = artifact is encoder or precision == "float16"
         assert artifact.spec.precision == artifact.labels["precision"] == ("float16" if is_half else "float32")
-        graph = onnx.load(artifact.files[artifact.spec.graph]).graph
-        products = {n.input[1] for n in graph.node if n.op_type == "MatMul"}
-        types = {t.data_type for t in graph.initializer if t.name in products and len(t.dims) == 2}
-        assert onnx.TensorProto.FLOAT16 in types if is_half else types == {onnx.TensorProto.FLOAT}
-        elements = {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
-        assert elements <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+        require_computes_in("float16" if is_half else "float32", artifact.files[artifact.spec.graph])
     report = ParityReport.model_validate_json(segmenter.files["parity.json"].read_bytes())
     assert {c.mask_iou_tolerance for c in report.cases if c.name.endswith("from the image")} == {0.99}
     assert isinstance(encoder.spec, EncoderSpec)
@@ -242,12 +248,16 @@ def test_float16_graphs_have_names_of_their_own_and_are_judged_by_their_masks(
 
 
 @pytest.mark.slow
-def test_mobile_sam_is_imported_from_its_own_layout(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "suffix"), [("float32", ""), ("float16", "-fp16")])
+def test_mobile_sam_is_imported_from_its_own_layout(precision: ImportPrecision, suffix: str, tmp_path: Path) -> None:
     write_mobile_sam_checkpoint(tmp_path / "mobile_sam.pt")
-    options = ImportOptions(family="mobile_sam", parity_image_sizes_hw=((300, 400),), has_bank=False)
+    sizes_hw = ((300, 400), (200, 90)) if precision == "float16" else ((300, 400),)
+    options = ImportOptions(family="mobile_sam", parity_image_sizes_hw=sizes_hw, has_bank=False, precision=precision)
     encoder, segmenter = import_model(tmp_path / "mobile_sam.pt", out_dir=tmp_path, options=options).artifacts
-    assert encoder.artifact_id == f"{find_entry('mobile-sam').name}-encoder"
-    assert encoder.labels == {"family": "mobile_sam", "architecture": "vit_t", "precision": "float32"}
+    assert encoder.artifact_id == f"{find_entry('mobile-sam').name}{suffix}-encoder"
+    assert encoder.labels == {"family": "mobile_sam", "architecture": "vit_t", "precision": precision}
+    for artifact in (encoder, segmenter):
+        require_computes_in(precision, artifact.files[artifact.spec.graph])
     predictor = GraphPredictor(encoder.files["model.json"].parent, segmenter.files["model.json"].parent)
     embedding, transform = predictor.embed(make_picture((300, 400), 1))
     assert embedding.shape == (1, 256, 64, 64)
@@ -259,6 +269,8 @@ def test_mobile_sam_is_imported_from_its_own_layout(tmp_path: Path) -> None:
     ("architecture", "precision", "artifact_id", "shape"),
     [
         ("vit_small_patch14_dinov2", "float32", "dinov2-vits14-depth2-encoder", (20, 20, 384)),
+        ("vit_small_patch14_dinov2", "float16", "dinov2-vits14-depth2-fp16-encoder", (20, 20, 384)),
+        ("vit_small_patch14_reg4_dinov2", "float16", "dinov2-vits14-reg-depth2-fp16-encoder", (20, 20, 384)),
         ("vit_small_patch16_dinov3", "float32", "dinov3-vits16-depth2-encoder", (16, 16, 384)),
         ("vit_small_patch16_dinov3", "float16", "dinov3-vits16-depth2-fp16-encoder", (16, 16, 384)),
     ],
@@ -273,6 +285,7 @@ def test_dino_is_imported_with_a_true_batch(
     assert isinstance(encoder.spec, EncoderSpec)
     assert encoder.spec.outputs[0].role == "patch_features"
     assert encoder.spec.outputs[0].shape == shape
+    require_computes_in(encoder.spec.precision, encoder.files["encoder.onnx"])
     side = encoder.spec.preprocessing.size
     images = np.random.default_rng(0).normal(size=(3, 3, side, side)).astype(np.float32)
     session = open_session(encoder.files["encoder.onnx"])

@@ -7,11 +7,12 @@ import pytest
 from fakes.registry_stores import FakeClock, Stores, make_artifact, opened_registry, publish_bytes
 from vplab.errors import InvalidInput
 from vplab.registry.core.registry import Registry, Retention
-from vplab.registry.errors import EtagMismatch, ParityFailed, ResourceNotFound, RevisionExpired
+from vplab.registry.errors import EtagMismatch, ParityFailed, ParityMissing, ResourceNotFound, RevisionExpired
 from vplab.registry.paging import PageRequest
-from vplab.registry.values import AliasChange, AliasKey, VersionKey
+from vplab.registry.values import PARITY_PASSED, AliasChange, AliasKey, ArtifactKind, VersionKey
 
 PRODUCTION = AliasKey("scratch", "production")
+PASSED = {PARITY_PASSED: 1.0}
 
 
 @pytest.fixture
@@ -63,6 +64,34 @@ def test_an_alias_never_points_at_a_version_that_failed_its_parity_report(regist
         registry.aliases.set(PRODUCTION, failed, etag="*")
     assert changes(registry) == ()
     assert registry.aliases.set(PRODUCTION, passed, etag="*").version == passed
+
+
+@pytest.mark.parametrize("kind", [ArtifactKind.ENCODER, ArtifactKind.SEGMENTER, ArtifactKind.ADAPTER])
+def test_production_needs_a_parity_report_of_what_has_a_graph(registry: Registry, kind: ArtifactKind) -> None:
+    make_artifact(registry, kind=kind)
+    unknown = publish_bytes(registry, "scratch", b"graph", metrics={}).key
+    with pytest.raises(ParityMissing, match=r"lacks the metric parity_passed, which production needs") as refusal:
+        registry.aliases.set(PRODUCTION, unknown, etag="*")
+    assert refusal.value.metadata == {"name": str(unknown), "missing": "metrics[parity_passed]"}
+    assert registry.aliases.set(AliasKey("scratch", "candidate"), unknown, etag="").version == unknown
+
+
+def test_what_has_no_graph_needs_no_parity_report(registry: Registry) -> None:
+    make_artifact(registry, kind=ArtifactKind.PROMPT_SET)
+    version = publish_bytes(registry, "scratch", b"references", metrics={}).key
+    assert registry.aliases.set(PRODUCTION, version, etag="").version == version
+
+
+def test_production_goes_back_to_a_version_from_before_reports_were_needed(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_artifact(registry)
+    old, new = (publish_bytes(registry, "scratch", c, metrics=m).key for c, m in ((b"1", {}), (b"2", PASSED)))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("vplab.registry.core.aliases._KINDS_WITH_GRAPHS", frozenset())
+        registry.aliases.set(PRODUCTION, old, etag="")
+    registry.aliases.set(PRODUCTION, new, etag="*")
+    assert registry.aliases.set(PRODUCTION, old, etag="*").version == old
 
 
 @pytest.mark.parametrize("etag", ["7", '"', '"a', "W/" + '"7"', '"a"b"'])

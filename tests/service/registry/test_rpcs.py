@@ -65,7 +65,7 @@ async def make_artifact(stub: Any, artifact_id: str = "scratch") -> None:
 
 
 async def publish(stub: Any, content: bytes, artifact_id: str = "scratch") -> pb.Version:
-    manifest = pb.Manifest(files=[await upload(stub, content)])
+    manifest = pb.Manifest(files=[await upload(stub, content)], metrics={"parity_passed": 1.0})
     answer = await stub.PublishVersion(pb.PublishVersionRequest(artifact=f"artifacts/{artifact_id}", manifest=manifest))
     version: pb.Version = answer.version
     return version
@@ -102,7 +102,7 @@ async def test_whole_life_of_a_version(stub: Any) -> None:
     manifest = pb.Manifest(
         files=[await upload(stub, content, "weights/model.bin"), await upload(stub, b"", "empty")],
         lineage=[pb.Lineage(relation="image_encoder", version=encoder.name, digest=encoder.digest)],
-        metrics={"iou": 0.5},
+        metrics={"iou": 0.5, "parity_passed": 1.0},
         licence="Apache-2.0",
         description="déjà vu",
     )

@@ -124,6 +124,9 @@ async def test_a_bundle_is_complete_and_equal_exports_are_equal_files(running: T
     await client.registry.download_file(files["references/rows.npy"], tmp_path / "rows.npy")
     rows = np.load(tmp_path / "rows.npy")
     assert (rows.ndim, rows.shape[0], rows.shape[2]) == (3, 1, 24)
+    assert said["embedding_precision"] == "float16"
+    not_reported = dict.fromkeys(("image_encoder", "feature_encoder", "segmenter"), "not reported")
+    assert said["parity"] == not_reported | {"matcher": "passed"}
     parity = json.loads(await client.registry.read_blob(files["parity/matcher.json"], max_bytes=1 << 20))
     assert parity["passed"]
     assert len(parity["cases"]) > 20

@@ -68,7 +68,10 @@ async def _check_version(running: TrainingSite, job: TuningJob, tmp_path: Path) 
     assert said["segmenter"]["digest"] == segmenter.digest
     assert said["software"] == code_version()
     assert (said["training"]["seed"], said["training"]["num_steps"]) == (3, 2)
-    assert json.loads((folder / "parity.json").read_text())["passed"]
+    report = json.loads((folder / "parity.json").read_text())
+    assert report["passed"]
+    assert all(len(set(map(tuple, case["image_sizes_hw"]))) > 8 for case in report["cases"])
+    assert {case["num_prompts"] for case in report["cases"]} == {20}
     spec = spec_from_json((folder / "model.json").read_bytes())
     assert isinstance(spec, SegmenterSpec)
     # Without a prompt set the other images of the data are the references.

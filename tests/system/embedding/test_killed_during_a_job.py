@@ -34,7 +34,9 @@ async def test_a_job_ends_though_its_process_is_killed_again_and_again(tmp_path:
     async with registry.running(), AsyncClient(**addresses, options=ClientOptions()) as client:
         tiny_models.write_encoder(tmp_path / "model")
         files = {path.name: path for path in (tmp_path / "model").iterdir()}
-        await client.registry.publish_files(files, "tiny-encoder", "encoder", alias="production")
+        await client.registry.publish_files(
+            files, "tiny-encoder", "encoder", metrics=tiny_models.OWN_REFERENCE, alias="production"
+        )
         blobs = [await client.registry.upload_bytes(png(i), as_path=f"{i}.png") for i in range(NUM_IMAGES)]
         job = None
         for kill in range(NUM_KILLS):

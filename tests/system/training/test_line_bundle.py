@@ -17,15 +17,23 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from safetensors.numpy import save_file
 
 from fakes.cpp_line_program import SOURCE, build_line_program
 from fakes.line_site import line_site
+from fakes.random_decoders import disturb
 from fakes.segmentation_site import Site, as_png, iou
 from fakes.small_sam import ENCODER_SPEC, encoder_onnx, small_site
 from fakes.small_sam import SEGMENTER as SMALL_SEGMENTER
 from fakes.training_site import NANO, SEGMENTER, nano_site, training_beside
 from vplab.client import AsyncClient, AsyncSnapshots
 from vplab.client.segmentation.values import MatcherName, PromptSetDraft, Reference, SegmentClass, SegmentOptions
+from vplab.training.worker.decoder_weights import load_decoder
+from vplab.training.worker.graph_templates import half_precision, save_graph
+from vplab.vision.adapters.adapt import adapt
+from vplab.vision.adapters.spec import EPeftSpec
+from vplab.vision.sam.onnx_decoder import module_to_onnx
+from vplab.vision.specs import SegmenterSpec, spec_from_json
 from vplab.vision.synthesis import synthesize_inspection_set
 
 # Runs the program without site-packages' start files, so that only what is there in so many words can be imported,
@@ -110,6 +118,25 @@ def write_shifted_adapter(folder: Path, shift: float) -> Path:
     onnx.save(graph, folder / "decoder.onnx")
     (folder / "model.json").write_bytes((NANO / "nano-segmenter" / "model.json").read_bytes())
     (folder / "parity.json").write_text('{"passed": true}')
+    return folder
+
+
+def write_tuned_adapter(folder: Path, *, has_graph: bool) -> Path:
+    """Write an E-PEFT adapter of the nano segmenter in which every part does something.
+
+    Without a graph only the segmenter's bank can serve it.
+    """
+    folder.mkdir()
+    spec = spec_from_json((NANO / "nano-segmenter" / "model.json").read_bytes())
+    assert isinstance(spec, SegmenterSpec)
+    adapted = disturb(adapt(load_decoder(NANO / "nano-segmenter", spec), EPeftSpec()), scale=0.05).eval()
+    save_file({name: value.numpy() for name, value in adapted.adapter_state().items()}, folder / "adapter.safetensors")
+    (folder / "adapter.json").write_text(f'{{"adapter": {adapted.spec.model_dump_json()}}}')
+    (folder / "model.json").write_text(spec.without_bank.model_dump_json())
+    (folder / "parity.json").write_text('{"passed": true}')
+    if has_graph:
+        merged = half_precision(adapted.merged().eval())
+        save_graph(module_to_onnx(merged, adapted.base.prompt_encoder).model_proto, folder / spec.graph)
     return folder
 
 
@@ -206,8 +233,33 @@ async def test_a_bundle_gives_the_masks_of_the_services_and_loads_nothing_of_the
         adapter = await site.publish_adapter_files(folder, "scratches", base=base)
         tuned_bundle = await bundled(training.client, "line-b", adapter.name, tmp_path / "cache")
         assert json.loads((tuned_bundle / "parity" / "adapter.json").read_text()) == {"passed": True}
+        reports = {"image_encoder", "feature_encoder", "segmenter", "adapter", "matcher"}
+        assert {path.stem for path in (tuned_bundle / "parity").iterdir()} == reports
+        assert json.loads((tuned_bundle / "bundle.json").read_text())["parity"] == dict.fromkeys(reports, "passed")
         tuned = await compare(segmentation.client, tuned_bundle, paths, tmp_path / "tuned", run, adapter.name)
         assert sum(int((a != b).sum()) for a, b in zip(plain, tuned, strict=True)) > 0
+
+
+@pytest.mark.slow
+async def test_a_tuned_adapter_gives_the_same_masks_merged_as_in_the_services_bank(tmp_path: Path, run: Run) -> None:
+    """The service reads a row of half-precision factors, the bundle has them in half-precision weights."""
+    folders = [
+        await asyncio.to_thread(write_tuned_adapter, tmp_path / name, has_graph=name == "merged")
+        for name in ("row", "merged")
+    ]
+    async with nano_site(tmp_path) as site, training_beside(site) as training, serving(site) as segmentation:
+        await create_prompt_set(segmentation.client, SegmentOptions(max_points=12))
+        base = await training.client.registry.get_version(SEGMENTER)
+        row, merged = [await site.publish_adapter_files(folder, "scratches", base=base) for folder in folders]
+        bundle = await bundled(training.client, "line-a", merged.name, tmp_path / "cache")
+        paths = pictures(tmp_path, SIZE_HW)
+        tuned = await compare(segmentation.client, bundle, paths, tmp_path / "tuned", run, row.name)
+        plain = [
+            (await segmentation.client.segmentation.segment_image(path.read_bytes(), "artifacts/parts")).label_image()
+            for path in paths
+        ]
+        changed = sum(int((a != b).sum()) for a, b in zip(plain, tuned, strict=True))
+        assert changed > 100, "the adapter changes too little for the comparison to mean much"
 
 
 @pytest.mark.slow

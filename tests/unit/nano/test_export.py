@@ -111,6 +111,25 @@ def test_the_shipped_bank_takes_adapters_of_todays_method_and_was_compared_on_tw
     assert {case.name.partition(",")[0] for case in report.cases} == {"base", "adapters mixed"}
 
 
+def test_the_shipped_encoders_weights_can_be_read_back_from_its_graph():
+    torch = pytest.importorskip("torch", reason="making models needs the training extra")
+    from vplab.training.foundation.encoder_weights import encoder_state
+    from vplab.vision.nano.architecture import NanoEncoder
+
+    folder, spec = shipped("nano-encoder")
+    encoder = NanoEncoder().eval()
+    encoder.load_state_dict(encoder_state(folder / spec.graph))
+    side = spec.preprocessing.size
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
+    session = ort.InferenceSession((folder / spec.graph).read_bytes(), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = encoder(torch.from_numpy(image))
+    for found, wanted in zip(
+        session.run([output.name for output in spec.outputs], {"image": image}), expected, strict=True
+    ):
+        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-3 * float(wanted.std()))
+
+
 @pytest.mark.slow
 def test_an_export_equals_the_torch_modules_it_came_from(tmp_path):
     torch = pytest.importorskip("torch", reason="making models needs the training extra")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fakes.registry_stores import FakeClock, Stores, opened_registry, publish_bytes
-from vplab.errors import InvalidInput
+from vplab.errors import FailedPrecondition, InvalidInput
 from vplab.registry.builtin_models import FOLDER, publish_builtin_models
 from vplab.registry.core.registry import Registry
 from vplab.registry.errors import ResourceNotFound
@@ -28,6 +28,7 @@ SEGMENTER = {
     "embedding_shape": [4, 2, 2],
     "low_res_hw": [8, 8],
 }
+CASE = {"max_abs_difference": 2e-5, "mask_iou": 0.9995}
 PRODUCTION = AliasKey("toy-segmenter", "production")
 
 
@@ -40,6 +41,7 @@ def models(tmp_path: Path) -> Path:
     ):
         (folder / name).mkdir(parents=True)
         (folder / name / "model.json").write_text(json.dumps(spec))
+        (folder / name / "parity.json").write_text(json.dumps({"passed": True, "cases": [CASE]}))
         (folder / name / graph).write_bytes(graph.encode() * 1000)
     return folder
 
@@ -56,7 +58,12 @@ def test_models_are_published_with_lineage_and_a_production_alias(sqlite_registr
     (entry,) = segmenter.manifest.lineage
     assert (entry.relation, entry.version, entry.digest) == ("image_encoder", encoder.key, encoder.digest)
     assert segmenter.manifest.spec["low_res_hw"] == [8, 8]
-    assert [file.path for file in segmenter.manifest.files] == ["decoder.onnx", "model.json"]
+    assert segmenter.manifest.metrics == {
+        "parity_passed": 1,
+        "parity_max_abs_difference": 2e-5,
+        "parity_mask_iou": 0.9995,
+    }
+    assert [file.path for file in segmenter.manifest.files] == ["decoder.onnx", "model.json", "parity.json"]
     assert sqlite_registry.versions.get(PRODUCTION) == segmenter
 
 
@@ -73,6 +80,30 @@ def test_new_weights_make_a_version_and_move_no_alias(sqlite_registry: Registry,
     _, second = publish_builtin_models(sqlite_registry, models)
     assert second.key.number == 2
     assert sqlite_registry.versions.get(PRODUCTION) == first
+
+
+def test_a_new_report_of_the_same_graphs_makes_a_version_and_moves_no_alias(
+    sqlite_registry: Registry, models: Path
+) -> None:
+    before = publish_builtin_models(sqlite_registry, models)
+    for name in ("toy-encoder", "toy-segmenter"):
+        (models / name / "parity.json").write_text(json.dumps({"passed": True, "cases": [CASE] * 20}))
+    after = publish_builtin_models(sqlite_registry, models)
+    assert [version.key.number for version in after] == [2, 2]
+    assert after[1].manifest.lineage[0].version == after[0].key
+    assert sqlite_registry.versions.get(PRODUCTION) == before[1]
+
+
+@pytest.mark.parametrize("reports", [{}, {"parity.json": True, "bank_parity.json": False}])
+def test_a_model_that_ships_without_a_passed_report_gets_no_alias(
+    sqlite_registry: Registry, models: Path, reports: dict[str, bool]
+) -> None:
+    (models / "toy-encoder" / "parity.json").unlink()
+    for name, passed in reports.items():
+        (models / "toy-encoder" / name).write_text(json.dumps({"passed": passed, "cases": []}))
+    with pytest.raises(FailedPrecondition, match="parity report"):
+        publish_builtin_models(sqlite_registry, models)
+    assert sqlite_registry.aliases.latest_revision() == 0
 
 
 def test_alias_that_a_user_moved_stays(sqlite_registry: Registry, models: Path) -> None:

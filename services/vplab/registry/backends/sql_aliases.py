@@ -89,6 +89,14 @@ class SqlAliases:
         query = query.order_by(alias_changes.c.revision.desc()).limit(limit)
         return [_change(row) for row in self._connection.execute(query)]
 
+    def has_named(self, key: AliasKey, number: int) -> bool:
+        is_it = and_(alias_changes.c.artifact_id == key.artifact_id, alias_changes.c.alias == key.alias)
+        # The first change that is kept may tell of one before it that is not.
+        named = or_(alias_changes.c.number == number, alias_changes.c.previous_number == number)
+        return (
+            self._connection.execute(select(alias_changes.c.revision).where(is_it, named).limit(1)).first() is not None
+        )
+
     def forget_changes(self, before: datetime) -> None:
         is_old = alias_changes.c.change_time < to_micros(before)
         # Clocks of replicas may differ, so the newest old revision decides, and all below it go together.

@@ -7,14 +7,22 @@ from typing import Final
 from vplab.errors import InvalidInput
 from vplab.registry.checks import MAX_REASON, Violations, check_etag, check_text
 from vplab.registry.core.artifacts import existing, living
-from vplab.registry.errors import EtagMismatch, ParityFailed, ResourceNotFound, RevisionExpired
+from vplab.registry.errors import EtagMismatch, ParityFailed, ParityMissing, ResourceNotFound, RevisionExpired
 from vplab.registry.paging import Page, PageRequest, make_page
 from vplab.registry.ports import Catalog, Clock, Transaction
-from vplab.registry.values import Alias, AliasChange, AliasKey, VersionKey
+from vplab.registry.values import (
+    PARITY_PASSED,
+    PRODUCTION,
+    Alias,
+    AliasChange,
+    AliasKey,
+    ArtifactKind,
+    Version,
+    VersionKey,
+)
 
 ANY_ETAG: Final = "*"
-PARITY_PASSED: Final = "parity_passed"
-"""Metric of versions whose graph was compared with what it was made from; 0 keeps them from being served."""
+_KINDS_WITH_GRAPHS: Final = frozenset({ArtifactKind.ENCODER, ArtifactKind.SEGMENTER, ArtifactKind.ADAPTER})
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Aliases:
         """Point an alias at a version of its artifact.
 
         etag: the alias's current one; empty if it must not exist yet; "*" whatever it is.
-        Raises ResourceNotFound, EtagMismatch, InvalidInput, ParityFailed.
+        Raises ResourceNotFound, EtagMismatch, InvalidInput, ParityFailed, ParityMissing.
         """
         found = Violations()
         check_text(found, reason, MAX_REASON, "reason")
@@ -61,8 +69,7 @@ class Aliases:
             target = tx.versions.get(version)
             if target is None:
                 raise ResourceNotFound(str(version))
-            if not target.manifest.metrics.get(PARITY_PASSED, 1.0):
-                raise ParityFailed(str(version))
+            _require_parity(tx, key, target)
             before = tx.aliases.get(key)
             current = before.etag if before is not None else ""
             if etag not in (ANY_ETAG, current):
@@ -133,6 +140,21 @@ class Aliases:
     def require_artifact(self, artifact_id: str) -> None:
         """Raise ResourceNotFound if there is no such artifact."""
         self._catalog.read(lambda tx: existing(tx, artifact_id))
+
+
+def _require_parity(tx: Transaction, key: AliasKey, target: Version) -> None:
+    """Keep graphs that were not compared with what they were made from out of production.
+
+    A report that failed bars every alias, a missing one only production, which is what a name without a version means:
+    whoever publishes a model of his own may try it under another alias, and says ``parity_passed`` once he compared it.
+    A version that production has named before may come back, whatever rule held then: a rollback must work.
+    """
+    passed = target.manifest.metrics.get(PARITY_PASSED)
+    if passed is not None and not passed:
+        raise ParityFailed(str(target.key))
+    is_needed = key.alias == PRODUCTION and target.kind in _KINDS_WITH_GRAPHS
+    if passed is None and is_needed and not tx.aliases.has_named(key, target.key.number):
+        raise ParityMissing(str(target.key), target.kind, PARITY_PASSED)
 
 
 def require_revision(revision: int, field: str) -> int:

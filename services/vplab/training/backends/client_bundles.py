@@ -14,19 +14,30 @@ from vplab.errors import FailedPrecondition, NotFound
 from vplab.training.errors import AdapterBaseMismatch, ModelUnsupported, naming_field
 from vplab.training.values import ExportDraft, ExportPlan, ModelRef
 from vplab.vision.images import ImageLimits
+from vplab.vision.specs import Precision
 
 
 class ClientBundles:
     """Implements BundleMaker."""
 
     def __init__(
-        self, registry: AsyncRegistry, snapshots: AsyncSnapshots, work_dir: Path, limits: ImageLimits, threads: int
+        self,
+        registry: AsyncRegistry,
+        snapshots: AsyncSnapshots,
+        work_dir: Path,
+        limits: ImageLimits,
+        precision: Precision,
+        threads: int,
     ) -> None:
-        """work_dir: where bundles are put together. threads: of ONNX Runtime, for the references."""
+        """work_dir: where bundles are put together. precision: the segmentation service's, of embeddings.
+
+        threads: of ONNX Runtime, for the references.
+        """
         self._registry = registry
         self._snapshots = snapshots
         self._work_dir = work_dir
         self._limits = limits
+        self._precision: Precision = precision
         self._threads = threads
 
     async def plan(self, draft: ExportDraft) -> ExportPlan:
@@ -82,7 +93,7 @@ class ClientBundles:
         shutil.rmtree(folder, ignore_errors=True)  # of a try whose process died
         folder.mkdir(parents=True)
         sources = {relation: Source(s.folder, s.manifest.licence) for relation, s in snapshots.items()}
-        write_bundle(plan, sources, folder, self._limits, self._threads)
+        write_bundle(plan, sources, folder, self._limits, self._precision, self._threads)
 
     async def _publish(self, plan: ExportPlan, job_name: str, folder: Path) -> ModelRef:
         uploaded = await publishing.upload_files(self._registry, publishing.files_of_folder(folder))

@@ -37,9 +37,9 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
 """What a prompt set does not say; the segmentation service's defaults."""
 
 _SCHEMA: Final = 1
-_PRECISION: Final = "float16"
 _PROMPT_SET: Final = "prompt_set.json"
 _MATCHER: Final = "matcher.onnx"
+_WITH_GRAPHS: Final = ("image_encoder", "feature_encoder", "segmenter", "adapter")
 _MODULES: Final = (
     "errors.py",
     "vision/__init__.py",
@@ -64,11 +64,17 @@ class Source:
 
 
 def write_bundle(
-    plan: ExportPlan, sources: Mapping[str, Source], folder: Path, limits: ImageLimits, threads: int
+    plan: ExportPlan,
+    sources: Mapping[str, Source],
+    folder: Path,
+    limits: ImageLimits,
+    precision: specs.Precision,
+    threads: int,
 ) -> None:
     """Write every file of a bundle into an empty folder; equal input gives equal bytes.
 
-    sources: by the relations of the plan's lineage. threads: of ONNX Runtime.
+    sources: by the relations of the plan's lineage. precision: in which the services exchange embeddings; the program
+    rounds to it, so that its masks are theirs. threads: of ONNX Runtime.
     Raises FailedPrecondition for versions whose files are not what their kind has, InvalidInput for a damaged picture.
     """
     is_shared = plan.image_encoder.digest == plan.feature_encoder.digest
@@ -83,16 +89,12 @@ def write_bundle(
     if not is_shared:
         _copy_model(sources["feature_encoder"].folder, folder / "feature_encoder")
     _copy_model(decoder.folder, folder / "decoder")
-    for relation in ("segmenter", "adapter"):
-        parity = sources[relation].folder / "parity.json" if relation in sources else None
-        if parity is not None and parity.is_file():
-            (folder / "parity").mkdir(exist_ok=True)
-            shutil.copyfile(parity, folder / "parity" / f"{relation}.json")
+    verdicts = _copy_reports(sources, folder)
     index = json.loads((sources["prompt_set"].folder / _PROMPT_SET).read_bytes())
     if index.get("schema") != 1:
         raise FailedPrecondition(f"{plan.prompt_set.name} has schema {index.get('schema')}; this server reads 1")
     options = dict(DEFAULTS) | {name: index["options"][name] for name in DEFAULTS if name in index["options"]}
-    encoder = Encoder(folder / graphs["feature_encoder"], _PRECISION, threads)
+    encoder = Encoder(folder / graphs["feature_encoder"], precision, threads)
     references = _references(index, sources["prompt_set"].folder, encoder, options, limits)
     _write_matcher(references, options, plan.bundle_id, folder)
     _copy_program(folder)
@@ -108,7 +110,9 @@ def write_bundle(
             for relation, model in plan.lineage.items()
         },
         "graphs": graphs,
-        "embedding_precision": _PRECISION,
+        "embedding_precision": precision,
+        # The matcher's graph was compared just now, and is not written where it does not agree.
+        "parity": verdicts | {"matcher": "passed"},
         # The segmentation service's rule: what draws prompts as a raster gains nothing from a second pass.
         "options": options | {"refines": spec.refines, "groups_masks": MATCHERS[options["matcher"]].groups_masks},
         "classes": [
@@ -137,6 +141,21 @@ def _copy_model(source: Path, target: Path) -> None:
     shutil.copyfile(spec_file, target / SPEC)
     for path in sorted(source.glob(f"{spec.graph}*")):
         shutil.copyfile(path, target / path.name)
+
+
+def _copy_reports(sources: Mapping[str, Source], folder: Path) -> dict[str, str]:
+    """Copy how well each graph agrees with what it was made from, and return the verdicts by relation."""
+    verdicts = {}
+    (folder / "parity").mkdir()
+    for relation in _WITH_GRAPHS:
+        if relation not in sources:
+            continue
+        report = sources[relation].folder / "parity.json"
+        verdicts[relation] = "not reported"
+        if report.is_file():
+            shutil.copyfile(report, folder / "parity" / f"{relation}.json")
+            verdicts[relation] = "passed" if json.loads(report.read_bytes()).get("passed") is True else "failed"
+    return verdicts
 
 
 def _copy_program(folder: Path) -> None:
@@ -169,7 +188,6 @@ def _write_matcher(
     tiles = [reference.patches for reference in next(iter(references.values()))]
     parity = matcher_parity(graph, options["matcher"], banks, tiles, options["seed"])
     parity.require_passed(f"{bundle_id}'s matcher")
-    (folder / "parity").mkdir(exist_ok=True)
     (folder / "parity" / "matcher.json").write_text(parity.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -251,12 +269,13 @@ Whoever passes the bundle on passes on these models, under their licences.
 
 ## Files
 
-- `bundle.json`: digests, options, classes and thresholds.
+- `bundle.json`: digests, options, classes and thresholds; the precision that the services exchange embeddings in, to
+  which the program rounds as they do; and, under `parity`, whether each graph agrees with what it was made from.
 - `image_encoder/`, `decoder/` and, where it is another one, `feature_encoder/`: ONNX graphs, each with `model.json`.
   An adapter is part of the decoder's graph.
 - `matcher.onnx`: scores the patches of an image for each class by those of the references, which are its inputs.
 - `references/`: these inputs: patch features and their centres, for the classes in the order of `bundle.json`.
-- `parity/`: how well the graphs agree with what they were made from, where that was reported.
+- `parity/`: the reports of that comparison, as far as the versions have one.
 - `segment.py`, `line_program.py`, `vplab/`: the program in Python; all but `images.py`, `resizing.py` and `specs.py` in
   `vplab/vision` are copies of what the services run. On PNG, BMP and TIFF the masks are the services'; another JPEG
   decoder may differ in single pixels.

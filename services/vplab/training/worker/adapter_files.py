@@ -6,6 +6,7 @@ Equal plans give equal bytes: nothing of the job, the clock or the machine is in
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,17 +16,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vplab.runtime.code_version import code_version
-from vplab.training.models.compare import PROVIDERS, graph_inputs, open_graph
+from vplab.training.models.compare import PROVIDERS, graph_inputs, open_graph, run_in_parts
 from vplab.training.models.parity import (
-    LOGIT_TOLERANCE,
+    GIVEN_EMBEDDING,
+    MASK_IOU_TOLERANCE,
+    DecodingTolerance,
     ParityCase,
     ParityReport,
+    logit_case,
     make_report,
-    mask_ious,
-    max_abs_difference,
 )
 from vplab.training.tuning.values import TuningExample, TuningResult
 from vplab.training.values import ModelRef, TuningPlan
+from vplab.training.worker.compared_pictures import compared_pictures
 from vplab.training.worker.graph_templates import GraphTemplates, half_precision, save_graph
 from vplab.training.worker.mask_prompts import box_around, decode, point_in, tokens_of
 from vplab.training.worker.stopwatch import Stopwatch
@@ -37,7 +40,8 @@ from vplab.vision.specs import SegmenterSpec
 HALF_TOLERANCE: Final = 0.1
 """Largest difference of logits, which span about -20 to 20, that rounding the weights to half precision may cause; the
 masks must agree as of any export."""
-_MAX_IMAGES: Final = 4
+AS_MERGED: Final = GIVEN_EMBEDDING
+AS_TUNED: Final = DecodingTolerance(HALF_TOLERANCE, HALF_TOLERANCE, MASK_IOU_TOLERANCE)
 _PACKAGES: Final = ("onnx", "segment-anything", "torch")
 
 
@@ -107,44 +111,34 @@ def _write_graph(
 def _compare(
     path: Path, merged: nn.Module, adapted: AdaptedDecoder, examples: Sequence[TuningExample], spec: SegmenterSpec
 ) -> list[ParityCase]:
-    """Decode prompts on training images: points, boxes, and a second time from the masks they gave."""
-    session = open_graph(path)
-    originals = [e for e in examples if e.is_original and any(m.any() for m in e.masks.values())][:_MAX_IMAGES]
-    embedding = np.stack([np.asarray(e.embedding, np.float32) for e in originals])
-    masks = [(i, mask) for i, e in enumerate(originals) for mask in e.masks.values() if mask.any()]
-    image_index = np.array([i for i, _ in masks], np.int64)
-    earlier: list[NDArray[np.float32] | None] = [None] * len(masks)
+    """Decode prompts on pictures, several in a call: points, then boxes with the masks that the points gave."""
+    run = partial(open_graph(path).run, list(OUTPUT_NAMES))
+    pictures = compared_pictures(examples)
+    embedding = np.stack([picture.embedding for picture in pictures])
+    image_index = np.arange(len(pictures))
+    earlier: list[NDArray[np.float32] | None] = [None] * len(pictures)
     cases = []
     for name, makes in _PROMPTS:
-        prompts = [makes(mask, logits) for (_, mask), logits in zip(masks, earlier, strict=True)]
-        tokens = [tokens_of(p, originals[i], spec) for (i, _), p in zip(masks, prompts, strict=True)]
+        prompts = [makes(picture.mask, logits) for picture, logits in zip(pictures, earlier, strict=True)]
+        tokens = [tokens_of(p, picture.transform, spec) for p, picture in zip(prompts, pictures, strict=True)]
         feed = graph_inputs(embedding, image_index, tokens, spec)
-        actual = session.run(list(OUTPUT_NAMES), feed)
+        actual = run_in_parts(run, feed)
         earlier = [plane[0] for plane in actual[0]]
-        for where, module, tolerance in (("", merged, LOGIT_TOLERANCE), (", as tuned", adapted, HALF_TOLERANCE)):
-            logits, ious = decode(module, feed)
-            mask_iou, worst = mask_ious(actual[0], logits, spec.mask_threshold)
-            case = ParityCase(
-                name=name + where,
-                image_sizes_hw=tuple(originals[i].transform.original_hw for i in image_index),
-                num_prompts=len(prompts),
-                num_tokens=len(tokens[0].labels),
-                quantity="low_res_logits",
-                max_abs_difference=max_abs_difference(actual[0], logits),
-                max_abs_tolerance=tolerance,
-                mask_iou=mask_iou,
-                min_mask_iou=worst,
-                max_iou_prediction_difference=max_abs_difference(actual[1], ious),
+        for where, module, tolerance in (("", merged, AS_MERGED), (", as tuned", adapted, AS_TUNED)):
+            expected = run_in_parts(partial(decode, module), feed)
+            sizes_hw = [picture.transform.original_hw for picture in pictures]
+            num_tokens = len(tokens[0].labels)
+            cases.append(
+                logit_case(name + where, sizes_hw, num_tokens, actual, expected, spec.mask_threshold, tolerance)
             )
-            cases.append(case)
     return cases
 
 
 _PROMPTS: Final[tuple[tuple[str, Callable[..., ObjectPrompt]], ...]] = (
     ("one point", point_in),
-    ("box", lambda mask, _: box_around(mask)),
     ("box and mask input", box_around),
 )
+"""Each takes three decoders past every picture, most of an export's time."""
 
 
 def _description(version: AdapterVersion, adapted: AdaptedDecoder, result: TuningResult) -> dict[str, Any]:

@@ -10,20 +10,17 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
 from vplab.errors import FailedPrecondition, VPLabError
 from vplab.training.models.compare import open_graph
+from vplab.training.models.graph_constants import Arrays, GraphConstants
 from vplab.vision.sam.build import DECODER_NUM_HEADS
 from vplab.vision.sam.onnx_decoder import INPUT_NAMES, OUTPUT_NAMES, PromptDecoder
 from vplab.vision.sam.state_dict import load_strict, num_children, prefixed, shape_of
 from vplab.vision.specs import SegmenterSpec
-
-Arrays = dict[str, NDArray[np.float32]]
 
 _PROMPT, _MASK = "prompt_encoder.", "mask_decoder."
 _POINT_ROWS: Final = (
@@ -52,22 +49,12 @@ def load_decoder(folder: Path, spec: SegmenterSpec) -> PromptDecoder:
     return decoder
 
 
-class _Graph:
-    """The constants of a graph and what they are used for."""
-
-    def __init__(self, path: Path) -> None:
-        graph = onnx.load(path).graph
-        self._nodes = list(graph.node)
-        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        # Constants kept in half precision are cast back under their own names.
-        casts = {n.output[0]: n.input[0] for n in self._nodes if n.op_type == "Cast" and n.input[0] in constants}
-        constants |= {name: constants.pop(source) for name, source in casts.items()}
-        self._constants = {n: np.array(v, np.float32) for n, v in constants.items() if v.dtype.kind == "f"}
-        self._maker = {output: node for node in self._nodes for output in node.output}
+class _Graph(GraphConstants):
+    """A decoder's graph, read as segment-anything's parameters."""
 
     def state(self) -> Arrays:
         """Return the parameters of prompt encoder and mask decoder by their names in segment-anything."""
-        named = {n: v for n, v in self._constants.items() if n.startswith((_PROMPT, _MASK))}
+        named = {n: v for n, v in self.constants.items() if n.startswith((_PROMPT, _MASK))}
         return {
             **named,
             **dict(self._linear_weights()),
@@ -79,42 +66,27 @@ class _Graph:
 
     def _linear_weights(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Yield the weights of linear layers that became a product with the transposed weight and a sum."""
-        for node in self._nodes:
+        for node in self.nodes:
             bias = next((i for i in node.input if i.startswith(_MASK) and i.endswith(".bias")), None)
             if node.op_type != "Add" or bias is None:
                 continue
-            product = next((self._maker[i] for i in node.input if i in self._maker and i != bias), None)
-            if product is not None and product.op_type == "MatMul" and product.input[1] in self._constants:
-                weight = self._constants[product.input[1]].T
+            product = next((self.maker[i] for i in node.input if i in self.maker and i != bias), None)
+            if product is not None and product.op_type == "MatMul" and product.input[1] in self.constants:
+                weight = self.constants[product.input[1]].T
                 yield bias.removesuffix("bias") + "weight", np.ascontiguousarray(weight)
 
     def _norms(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield scale and offset of the normalisations over channels: a product and a sum with (C, 1, 1)."""
-        names = iter(_NORMS)
-        for node in self._nodes:
-            if node.op_type != "Add":
-                continue
-            offset = next((i for i in node.input if self._is_per_channel(i)), None)
-            product = next((self._maker[i] for i in node.input if i in self._maker and i != offset), None)
-            if offset is None or product is None or product.op_type != "Mul":
-                continue
-            scale = next((i for i in product.input if self._is_per_channel(i)), None)
-            if scale is not None:
-                name = next(names)
-                yield f"{name}.weight", self._constants[scale].reshape(-1)
-                yield f"{name}.bias", self._constants[offset].reshape(-1)
-
-    def _is_per_channel(self, name: str) -> bool:
-        constant = self._constants.get(name)
-        return constant is not None and constant.ndim == 3 and constant.shape[1:] == (1, 1)
+        for name, (scale, offset) in zip(_NORMS, self.channel_norms(), strict=True):
+            yield f"{name}.weight", scale
+            yield f"{name}.bias", offset
 
     def _point_embeddings(self) -> Arrays:
         rows = next(
-            self._constants[name]
-            for node in self._nodes
+            self.constants[name]
+            for node in self.nodes
             if node.op_type == "MatMul"
             for name in node.input[1:]
-            if name in self._constants and len(self._constants[name]) == len(_POINT_ROWS)
+            if name in self.constants and len(self.constants[name]) == len(_POINT_ROWS)
         )
         return {name: rows[i : i + 1].copy() for i, name in enumerate(_POINT_ROWS)}
 
@@ -125,11 +97,11 @@ class _Graph:
     def _used_by(self, op_type: str, num_axes: int) -> NDArray[np.float32]:
         """Return the one constant of so many axes that operators of a type take."""
         found = {
-            name: self._constants[name]
-            for node in self._nodes
+            name: self.constants[name]
+            for node in self.nodes
             if node.op_type == op_type
             for name in node.input
-            if name in self._constants and self._constants[name].ndim == num_axes and self._constants[name].size > 1
+            if name in self.constants and self.constants[name].ndim == num_axes and self.constants[name].size > 1
         }
         if len(found) != 1:
             raise ValueError(f"{len(found)} constants of {num_axes} axes are used by {op_type}; expected one")

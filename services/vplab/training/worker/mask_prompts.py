@@ -11,6 +11,7 @@ from torch import nn
 from vplab.training.models.compare import graph_inputs
 from vplab.training.tuning.values import TuningExample, TuningPreview
 from vplab.vision.final_masks import final_mask
+from vplab.vision.preprocessing import FrameTransform
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
 from vplab.vision.sam.onnx_decoder import INPUT_NAMES
 from vplab.vision.specs import SegmenterSpec
@@ -34,11 +35,10 @@ def box_around(mask: NDArray[np.bool_], earlier: NDArray[np.float32] | None = No
     return ObjectPrompt(box_xyxy=np.array(corners, np.float32), low_res_logits=earlier)
 
 
-def tokens_of(prompt: ObjectPrompt, example: TuningExample, spec: SegmenterSpec) -> PromptTokens:
+def tokens_of(prompt: ObjectPrompt, transform: FrameTransform, spec: SegmenterSpec) -> PromptTokens:
     """Return the tokens of a prompt that is in the segmenter's frame, where the examples' masks are."""
-    transform = example.transform
     points = None if prompt.points_xy is None else transform.points_to_original(prompt.points_xy)
-    box = None if prompt.box_xyxy is None else _box_to_original(prompt.box_xyxy, example)
+    box = None if prompt.box_xyxy is None else _box_to_original(prompt.box_xyxy, transform)
     moved = ObjectPrompt(
         points_xy=prompt.points_xy if points is None else points,
         point_labels=prompt.point_labels,
@@ -48,8 +48,8 @@ def tokens_of(prompt: ObjectPrompt, example: TuningExample, spec: SegmenterSpec)
     return prompt_tokens(moved, transform, spec)
 
 
-def _box_to_original(box_xyxy: NDArray[np.float32], example: TuningExample) -> NDArray[np.float32]:
-    corners: NDArray[np.float32] = example.transform.points_to_original(box_xyxy.reshape(2, 2))
+def _box_to_original(box_xyxy: NDArray[np.float32], transform: FrameTransform) -> NDArray[np.float32]:
+    corners: NDArray[np.float32] = transform.points_to_original(box_xyxy.reshape(2, 2))
     return corners.reshape(4)
 
 
@@ -71,7 +71,7 @@ def box_previews(decoder: nn.Module, examples: Sequence[TuningExample], spec: Se
     ]
     for example, class_id, mask in shown[:MAX_PREVIEWS]:
         embedding = np.asarray(example.embedding, np.float32)[None]
-        tokens = tokens_of(box_around(mask), example, spec)
+        tokens = tokens_of(box_around(mask), example.transform, spec)
         logits, _ = decode(decoder, graph_inputs(embedding, np.zeros(1, np.int64), [tokens], spec))
         full = final_mask(logits[0, 0], ObjectPrompt(), example.transform, spec, example.colours)
         yield TuningPreview(example.image_index, class_id, full)

@@ -213,7 +213,8 @@ class AsyncRegistry:
 
         The artifact is created if it does not exist, with that display name and labels; ``model.json``, where there is
         one, becomes the manifest's spec. Raises InvalidInput for no files or one that cannot be read,
-        FailedPrecondition when the artifact is of another kind.
+        FailedPrecondition when the artifact is of another kind, or when ``alias`` is ``production`` and an encoder,
+        segmenter or adapter has no ``parity_passed`` in ``metrics``: 1 once its graph was compared with its origin.
         """
         uploaded = await publishing.upload_files(self, {path: Path(source) for path, source in files.items()})
         await publishing.ensure_artifact(self, artifact_id, kind, display_name, labels or {})
@@ -261,7 +262,8 @@ class AsyncRegistry:
         """Point an alias at a version by compare-and-set.
 
         etag: the alias's current one; empty means it must not exist yet, ``"*"`` moves it whatever it is.
-        Raises NotFound, Aborted when somebody else moved it.
+        Raises NotFound, Aborted when somebody else moved it, FailedPrecondition for a version whose parity report
+        failed or, for ``production``, is missing.
         """
         return await self._calls.unary(
             self._stub.SetAlias,

@@ -236,7 +236,8 @@ class RegistryServiceServicer:
     def SetAlias(self, request, context):
         """SetAlias points an alias at a version by compare-and-set and keeps the history. Reasons: INVALID_FIELD,
         RESOURCE_NOT_FOUND, ETAG_MISMATCH, PRECONDITION_FAILED (the version's metric "parity_passed" is 0: its graph does not
-        match what it was made from).
+        match what it was made from; or an encoder, segmenter or adapter lacks it and is to be "production" for the first
+        time: the metadata's "missing" names it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
