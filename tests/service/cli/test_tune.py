@@ -78,6 +78,37 @@ def test_shots_are_a_data_set_of_their_own_and_the_others_are_compared_first(ben
     assert (too_many.exit_code, "6 of 6 images show every class" in too_many.stderr) == (3, True)
 
 
+def test_the_end_says_how_to_serve_what_no_alias_names(bench: Bench, parts: Path) -> None:
+    ran = bench.tune("--dataset", parts, "--no-sheet")
+    assert "no alias names it yet: 'vplab models promote tuned@1'" in ran.stdout
+    bench.training.promotion = "not promoted: its validation IoU is 0.1"
+    ran = bench.tune("--dataset", parts, "--no-sheet", "--promote", "line-2")
+    assert "'vplab models promote tuned@1 --alias line-2'" in ran.stdout
+    bench.training.promotion = "moved artifacts/tuned/aliases/production to artifacts/tuned/versions/1"
+    ran = bench.tune("--dataset", parts, "--no-sheet", "--promote", "production")
+    assert "models promote" not in ran.stdout
+
+
+def test_a_name_of_another_kind_is_refused_with_what_to_do(bench: Bench, parts: Path) -> None:
+    bench.publish("scratches", "prompt_set")
+    refused = bench.run("dataset", "push", parts, "--name", "scratches")
+    assert refused.exit_code == 3
+    assert "artifacts/scratches holds prompt_set versions, not dataset; choose another name" in refused.stderr
+
+
+def test_a_missing_alias_is_told_with_the_versions_that_are_there(bench: Bench, parts: Path) -> None:
+    bench.publish("scratches", "adapter")
+    bench.publish("scratches", "adapter")
+    asked = bench.run("models", "show", "scratches")
+    assert asked.exit_code == 5
+    assert "its newest version is scratches@2: name that" in asked.stderr
+    assert "'vplab models promote scratches@2'" in asked.stderr
+    asked = bench.run("models", "show", "scratches@line-2")
+    assert "'vplab models promote scratches@2 --alias line-2'" in asked.stderr
+    absent = bench.run("models", "show", "absent")
+    assert (absent.exit_code, "newest" in absent.stderr) == (5, False)
+
+
 def test_a_prompt_set_segments_the_comparison(bench: Bench, parts: Path) -> None:
     classes = [segmentation_pb.SegmentClass(class_id=1, display_name="square")]
     bench.segmentation.prompt_sets["p"] = [segmentation_pb.PromptSet(classes=classes)]

@@ -45,7 +45,7 @@ def bundle(
     The bundle is also published in the registry. Its segment.py runs on numpy, OpenCV and ONNX Runtime alone and gives
     the masks that vplab segment gives.
 
-    Example: vplab models bundle --prompt-set scratches --adapter scratch-adapter --out line-2.zip
+    Example: vplab models bundle --prompt-set scratches --adapter scratches-adapter --out line-2.zip
     """
     _check_free(out)
     name, adapter_name = artifact_name(prompt_set), artifact_name(adapter) if adapter else ""

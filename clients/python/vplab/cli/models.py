@@ -142,7 +142,7 @@ def promote(
 ) -> None:
     """Point an alias at a version; every service that serves the alias takes it up by itself.
 
-    Example: vplab models promote scratches@4 --reason "fewer false alarms on line 2"
+    Example: vplab models promote scratches-adapter@4 --reason "fewer false alarms on line 2"
     """
 
     async def work() -> Alias:
@@ -166,7 +166,7 @@ def rollback(
 ) -> None:
     """Point an alias back at the version it had before; a second rollback takes the first one back.
 
-    Example: vplab models rollback scratches --reason "line 2 stopped"
+    Example: vplab models rollback scratches-adapter --reason "line 2 stopped"
     """
 
     async def work() -> Alias:

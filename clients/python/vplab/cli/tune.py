@@ -18,6 +18,7 @@ from vplab.cli.connection import Where, connected
 from vplab.cli.dataset_sources import dataset_id_of, fetch_dataset, find_dataset, parse_class, read_source
 from vplab.cli.exit_codes import ExitCode
 from vplab.cli.home import Home
+from vplab.cli.missing_aliases import promote_command
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import save_picture, write_whole
 from vplab.cli.running import run_async, verb
@@ -33,6 +34,8 @@ from vplab.errors import Cancelled, Internal, InvalidInput, ResourceExhausted, V
 
 _METHODS: tuple[TuningMethodName, ...] = get_args(TuningMethodName)
 _MAX_COMPARED = 12
+_NOT_PROMOTED = "not promoted"
+"""How the training service begins when an alias stayed where it was."""
 
 
 @verb
@@ -78,7 +81,7 @@ def tune(
 
     Interrupted, the job goes on by itself and the same command follows it again.
 
-    Example: vplab tune --dataset ./result --shots 5 --adapter scratches --promote production --only-if-better
+    Example: vplab tune --dataset ./result --shots 5 --adapter scratches-adapter --promote production
     """
     if only_if_better and not promote:
         raise InvalidInput("--only-if-better says when to promote: name the alias with --promote", field="--promote")
@@ -103,7 +106,7 @@ def tune(
     began = time.monotonic()
     job, compared, interrupted = run_async(work.run())
     summary = _summary(job, compared, picture, time.monotonic() - began)
-    _report(summary, job)
+    _report(summary, job, promote)
     write_json(json_file, summary)
     if interrupted:
         raise KeyboardInterrupt
@@ -282,7 +285,7 @@ def _summary(job: TuningJob, compared: list[Compared], picture: Path | None, sec
     }
 
 
-def _report(summary: dict[str, Any], job: TuningJob) -> None:
+def _report(summary: dict[str, Any], job: TuningJob, alias: str) -> None:
     if job.adapter is None:
         results.print(f"{job.name}: {job.state}", markup=False)
         return
@@ -294,6 +297,10 @@ def _report(summary: dict[str, Any], job: TuningJob) -> None:
     results.print(f"{job.adapter.name} {job.adapter.digest[:12]}{validation}", markup=False)
     if job.promotion:
         results.print(job.promotion, markup=False)
+    if not job.promotion or job.promotion.startswith(_NOT_PROMOTED):
+        short = job.adapter.name.removeprefix("artifacts/").replace("/versions/", "@")
+        command = promote_command(short, alias or "production")
+        results.print(f"no alias names it yet: 'vplab {command}' lets services serve it", markup=False)
     compared = summary["compared"]
     if compared:
         before, after = (float(np.mean([pair[key] for pair in compared])) for key in ("iou_before", "iou_after"))
