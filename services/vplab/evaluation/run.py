@@ -55,8 +55,8 @@ class Measuring:
     ) -> None:
         """Let a method learn the first ``num_shots`` shots of a seed and segment every tested image.
 
-        propose: what makes the reference of zero shots: it gets the first shot and returns it with labels that nobody
-        corrected. Raises what would fail for every image.
+        propose: what makes a reference of zero shots: it gets a shot and returns it with labels that nobody corrected.
+        Raises what would fail for every image.
         """
         left = [name for name in self.splits.test if not self.results.has_shot((method.name, num_shots, seed, name))]
         if not left:
@@ -65,7 +65,7 @@ class Measuring:
         def learn(shots: list[LabelledImage]) -> ShotPredictor:
             if num_shots == 0:
                 assert propose is not None
-                shots = [propose(shots[0])]
+                shots = [propose(shot) for shot in shots]
             return method.fit(shots, self._class_ids, seed)
 
         predictor, failure = self._learn(method.name, num_shots, seed, learn)

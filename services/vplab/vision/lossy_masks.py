@@ -1,7 +1,7 @@
 """Masks in JPEG and lossy WebP: what of them can be trusted, and what cannot.
 
-Lossy compression rings: beside an edge from 0 to 255 there are some twenty other values, which are no classes. Kvasir-SEG
-and other sets come so.
+Lossy compression rings: beside an edge from 0 to 255 there are some twenty other values, which are no classes.
+Kvasir-SEG and other sets come so.
 """
 
 import cv2

@@ -62,7 +62,7 @@ def test_methods_that_need_a_validated_image_are_left_out_of_zero_shots() -> Non
     assert [(number, seed) for _, number, seed in plan.shots] == [(1, 0), (1, 1), (3, 0), (3, 1)]
     assert [skipped.num_shots for skipped in plan.skipped] == [0, 5]
     assert "validated image" in plan.skipped[0].reason
-    assert "3 images that show every class" in plan.skipped[1].reason
+    assert "3 images that show a class" in plan.skipped[1].reason
 
 
 def test_segments_without_a_meaning_have_no_shots() -> None:
@@ -124,7 +124,7 @@ def test_all_images_are_a_number_of_shots_and_what_lies_between_is_left_out(tune
     assert [number for _, number, _ in tuned] == [64, 72]
     assert [number for _, number, _ in shots] == [64]
     reasons = {(skipped.method, skipped.num_shots): skipped.reason for skipped in plan.skipped}
-    assert "70 images that show every class" in reasons["e-peft", 71]
+    assert "70 images that show a class" in reasons["e-peft", 71]
     assert "64 references" in reasons["softmatch+e-peft", 72]
 
 

@@ -34,7 +34,8 @@ def read_folder(
     A mask holds class ids (grey or palette), or the classes' colours, or is binary. classes: empty reads them from
     ``classes.csv`` or ``results.csv`` (columns class_id and class) and else takes those that the masks hold.
     is_binary: any value but 0 is the one class (of JPEG and WebP, any above 127); None finds out: masks of nothing but
-    0 and 255 are, in JPEG and WebP but for the edges; other lossy masks are refused. Raises InvalidInput with a violation for each file that is wrong.
+    0 and 255 are, in JPEG and WebP but for the edges; other lossy masks are refused.
+    Raises InvalidInput with a violation for each file that is wrong.
     """
     root = Path(folder)
     limits = limits or DatasetLimits()
