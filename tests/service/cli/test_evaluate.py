@@ -13,7 +13,7 @@ from fakes.command_bench import DARK, Bench
 from fakes.evaluation_folders import write_pair, write_squares
 from fakes.segmentation_server import FakeSegmentation
 from vplab.client import Client
-from vplab.errors import Unimplemented
+from vplab.errors import InvalidInput, Unimplemented
 from vplab.evaluation.splits import make_splits
 
 Vplab = Callable[..., Any]
@@ -227,10 +227,31 @@ def test_a_tuning_that_fails_makes_the_run_partly_failed_and_is_tried_again(
     ran = tuning.run(*command)
     assert ran.exit_code == 1
     assert "the loss is not finite" in ran.stderr
-    assert figures(tmp_path)["tuned"]["lora"]["1"]["num_failed"] > 0
+    found = figures(tmp_path)
+    assert found["tuned"]["lora"]["1"]["num_failed"] > 0
+    assert found["tuned"]["lora"]["1"]["box"]["iou"] == {"mean": None, "std": None, "seeds": {}}  # no measured zero
+    assert "the loss is not finite" in found["not_learned"][0]["reason"]
+    written = (tmp_path / "out" / "results.md").read_text()
+    assert "| lora | - | - | - |" in written
+    assert "- lora with 1 shot was not measured for seed 0, it could not learn: " in written
     tuning.training.fails_with = ""
     assert tuning.run(*command).exit_code == 0
     assert figures(tmp_path)["tuned"]["lora"]["1"]["num_failed"] == 0
+
+
+def test_a_set_that_is_too_large_to_tune_on_says_so_instead_of_zero(
+    tuning: Bench, dark_squares: Path, tmp_path: Path
+) -> None:
+    tuning.training.refuses = InvalidInput("6 images; at most 5", field="dataset")
+    ran = tuning.run(
+        *("evaluate", dark_squares, "--out", "out", "--methods", "e-peft,softmatch+e-peft", "--shots", "0,all"),
+        *("--seeds", "1", "--max-test", "4"),
+    )
+    assert ran.exit_code == 1
+    assert "e-peft with 6 shots was not measured for seed 0, it could not learn: 6 images; at most 5" in ran.stderr
+    written = (tmp_path / "out" / "results.md").read_text()
+    assert "| e-peft | - | - | - | - | - | - |" in written
+    assert "| softmatch+e-peft | **50.0** | - | - |" in written
 
 
 def test_a_service_that_cannot_train_stops_the_run_with_its_reason(tuning: Bench, dark_squares: Path) -> None:

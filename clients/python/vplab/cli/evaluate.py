@@ -45,6 +45,7 @@ from vplab.evaluation.software import describe_software
 from vplab.evaluation.splits import Splits, make_splits
 from vplab.evaluation.summary import (
     MEASURES,
+    list_unlearned,
     summarize_clicks,
     summarize_learned_clicks,
     summarize_shots,
@@ -284,6 +285,7 @@ class _Job:
             "tuned": summarize_learned_clicks(journal, measuring.click_keys, self.splits.shots),
             "tunings": summarize_tunings(journal),
             "skipped": [asdict(skipped) for skipped in plan.skipped],
+            "not_learned": list_unlearned(journal),
             "models": journal.models,
             **about,
             **describe_software(),
@@ -291,7 +293,9 @@ class _Job:
         }
         tables = tables_of(summary)
         self._write("results.json", json.dumps(summary, indent=1) + "\n")
-        self._write("results.md", "\n\n".join(table.to_markdown() for table in tables) + "\n")
+        notes = "\n".join(f"- {text}" for text in _not_learned(summary))
+        parts = [*(table.to_markdown() for table in tables), *([notes] if notes else [])]
+        self._write("results.md", "\n\n".join(parts) + "\n")
         title = self.folder.root.resolve().name
         try:
             if summary["shots"]:
@@ -365,8 +369,18 @@ def _print(tables: Sequence[Table], summary: dict[str, Any]) -> None:
     for (method, reason), numbers in reasons.items():
         which = "" if numbers == [""] else f" with {', '.join(numbers)} shots"
         messages.print(f"{method}{which} left out: {reason}", style="dim", markup=False)
+    for text in _not_learned(summary):
+        messages.print(text, style="yellow", markup=False)
     if failed := _num_failed(summary):
-        messages.print(f"{failed} answers failed and count as empty: see journal.jsonl", style="yellow")
+        messages.print(f"{failed} answers failed: see journal.jsonl", style="yellow")
+
+
+def _not_learned(summary: dict[str, Any]) -> list[str]:
+    return [
+        f"{found['method']} with {found['num_shots']} shot{'' if found['num_shots'] == 1 else 's'} was not measured "
+        f"for seed {', '.join(map(str, found['seeds']))}, it could not learn: {found['reason']}"
+        for found in summary["not_learned"]
+    ]
 
 
 def _num_failed(summary: dict[str, Any]) -> int:
