@@ -254,6 +254,25 @@ def test_a_set_that_is_too_large_to_tune_on_says_so_instead_of_zero(
     assert "| softmatch+e-peft | **50.0** | - | - |" in written
 
 
+def test_models_are_named_by_their_first_parts(bench: Bench, squares: Path, tmp_path: Path) -> None:
+    for name, kind in (("sam-vit-b-segmenter", "segmenter"), ("sam-vit-b-encoder", "encoder"),
+                       ("dinov2-vits14-encoder", "encoder"), ("sam-vit-b-fp16-segmenter", "segmenter")):  # fmt: skip
+        bench.publish(name, kind)
+    ran = bench.run(
+        *("evaluate", squares, "--out", "out", "--methods", "softmatch,segmenter", "--shots", "1", "--seeds", "1"),
+        *("--segmenter", "sam-vit-b", "--encoder", "dinov2-vits14@1"),
+    )
+    assert ran.exit_code == 0, ran.output
+    assert {r.models.segmenter for r in bench.segmentation.predictions_asked} == {"artifacts/sam-vit-b-segmenter"}
+    assert bench.segmentation.created[0].segmenter == "artifacts/sam-vit-b-segmenter"
+    assert bench.segmentation.created[0].feature_encoder == "artifacts/dinov2-vits14-encoder/versions/1"
+    unknown = bench.run("evaluate", squares, "--out", "o", "--segmenter", "sam-vit-h")
+    assert unknown.exit_code == 3
+    assert "'sam-vit-h' is none of the registry's segmenters: sam-vit-b-fp16-segmenter, " in unknown.stderr
+    ambiguous = bench.run("evaluate", squares, "--out", "o", "--segmenter", "sam")
+    assert "'sam' may be each of the registry's segmenters: sam-vit-b-fp16-segmenter, sam-vit-b-" in ambiguous.stderr
+
+
 def test_a_service_that_cannot_train_stops_the_run_with_its_reason(tuning: Bench, dark_squares: Path) -> None:
     tuning.training.refuses = Unimplemented("this server cannot train: torch is not installed")
     ran = tuning.run("evaluate", dark_squares, "--out", "out", "--methods", "e-peft", "--shots", "1", "--seeds", "1")

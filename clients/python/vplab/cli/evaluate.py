@@ -18,13 +18,14 @@ from vplab.cli.connection import Where
 from vplab.cli.evaluation_sheets import write_sheets
 from vplab.cli.exit_codes import ExitCode
 from vplab.cli.home import Home
+from vplab.cli.model_names import model_name
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import write_whole
 from vplab.cli.running import verb
 from vplab.cli.terminal import describe, messages, results, write_json
 from vplab.cli.typed_values import artifact_name
 from vplab.cli.waiting_client import interruptible, waiting_client
-from vplab.client import Client
+from vplab.client import AsyncClient, Client
 from vplab.client.options import Area
 from vplab.errors import InvalidInput, ResourceExhausted, Unimplemented, VPLabError
 from vplab.evaluation.folder import FolderOptions, LabelledFolder, read_folder
@@ -93,10 +94,10 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="At most this many images, evenly from the folder.")] = None,
     max_side: Annotated[int | None, typer.Option(min=32, help="Reduce images above this side, for all.")] = None,
-    segmenter: Annotated[str, typer.Option(metavar="NAME", help="Segmenter; else the server's default.")] = "",
+    segmenter: Annotated[str, typer.Option(metavar="NAME", help="Such as sam-vit-b; else the server's default.")] = "",
     feature_encoder: Annotated[
         str,
-        typer.Option("--features", "--encoder", metavar="NAME", help="Encoder that is matched; else the server's."),
+        typer.Option("--features", "--encoder", metavar="NAME", help="Such as dinov2-vits14; else the server's."),
     ] = "",
     tuning_steps: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="Steps of every tuning; else each method's own.")
@@ -243,9 +244,13 @@ class _Job:
         with ExitStack() as stack:
             client = stack.enter_context(waiting_client(where, needs))
             encoded = lru_cache(maxsize=64)(self.folder.encoded)
-            services = Services(
-                client, encoded, self.segmenter, self.feature_encoder, journal.note_model, journal.begin_run()
-            )
+            try:
+                segmenter, encoder = client.wait_for(self._models)
+            except VPLabError:
+                if not (journal.shots or journal.clicks or journal.tunings):
+                    self.forget()  # a misspelt name must not keep the right one out of a folder without results
+                raise
+            services = Services(client, encoded, segmenter, encoder, journal.note_model, journal.begin_run())
             tuner = Tuner(services, journal, self.tuning_steps) if self.names.are_tuned else None
             try:
                 yield services, tuner
@@ -254,6 +259,12 @@ class _Job:
                     self._forget(journal, services)
                 raise
             self._forget(journal, services)
+
+    async def _models(self, client: AsyncClient) -> tuple[str, str]:
+        return (
+            await model_name(client, self.segmenter, "segmenter", "--segmenter"),
+            await model_name(client, self.feature_encoder, "encoder", "--features"),
+        )
 
     def _forget(self, journal: Results, services: Services) -> None:
         """Remove what was published for this evaluation; services of its own are removed with all they have."""
@@ -318,6 +329,7 @@ class _Job:
 def _measure(plan: Plan, measuring: Measuring, services: Services | None, tuner: Tuner | None) -> None:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=messages, transient=True) as progress:
+        doing = ""
         total, done = plan.count(measuring)
         task = progress.add_task("measuring", total=total, completed=done)
 
@@ -331,7 +343,6 @@ def _measure(plan: Plan, measuring: Measuring, services: Services | None, tuner:
             doing = name
             progress.update(task, description=name)
 
-        doing = ""
         if tuner is not None:
             tuner.on_stage = lambda stage: progress.update(task, description=f"{doing}: {stage}")
         plan.run(measuring.telling(on_image), services, on_method)

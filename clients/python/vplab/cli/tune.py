@@ -19,6 +19,7 @@ from vplab.cli.dataset_sources import dataset_id_of, fetch_dataset, find_dataset
 from vplab.cli.exit_codes import ExitCode
 from vplab.cli.home import Home
 from vplab.cli.missing_aliases import promote_command
+from vplab.cli.model_names import model_name
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import save_picture, write_whole
 from vplab.cli.running import run_async, verb
@@ -131,8 +132,9 @@ class _Tuning:
     async def run(self) -> tuple[TuningJob, list[Compared], bool]:
         needs = ("training", "registry") if self.picture is None else ("training", "registry", "segmentation")
         async with connected(self.where, needs) as client:
+            segmenter = await model_name(client, self.request.segmenter, "segmenter", "--segmenter")
             whole, chosen, version = await self._data(client)
-            request = replace(self.request, data=version)
+            request = replace(self.request, data=version, segmenter=segmenter)
             record = _Record(self.where.home, {"addresses": self.where.named(), "request": asdict(request)})
             job = await self._begin(client, request, record)
             if self.detaches:
