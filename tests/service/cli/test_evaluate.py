@@ -129,6 +129,7 @@ def test_an_image_that_fails_makes_the_run_partly_failed_and_is_tried_again(
         (("--shots", "one"), "'one' is no list of numbers"),
         (("--classes", "7"), "no mask holds 7"),
         (("--binary", "--classes", "255"), "--binary"),
+        (("--segments", "--binary"), "--binary says nothing here: segments have no classes"),
         (("--ids", "missing.txt"), "cannot read missing.txt"),
     ],
 )
@@ -281,9 +282,9 @@ def test_a_service_that_cannot_train_stops_the_run_with_its_reason(tuning: Bench
 
 
 def test_a_misspelt_adapter_or_number_is_refused_by_name(vplab: Vplab, squares: Path) -> None:
-    ran = vplab("evaluate", squares, "--out", "out", "--methods", "e_peft")
+    ran = vplab("evaluate", squares, "--out", "out", "--methods", "e_pft")
     assert ran.code == 3
-    assert "'e_peft' is none of" in ran.err
+    assert "'e_pft' is none of" in ran.err
     ran = vplab("evaluate", squares, "--out", "out", "--methods", "e-peft", "--shots", "some")
     assert ran.code == 3
     assert "'some' is no list of numbers" in ran.err

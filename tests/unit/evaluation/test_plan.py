@@ -51,6 +51,11 @@ def test_names_choose_methods_of_both_kinds() -> None:
     assert (names.shot, names.click, names.are_served) == (("random_forest",), ("plain_box",), False)
 
 
+def test_both_spellings_of_a_name_are_the_same_method() -> None:
+    names = choose_methods(["e_peft", "random-forest", "softmatch+e_peft", "plain-box"])
+    assert names == choose_methods(["e-peft", "random_forest", "softmatch+e-peft", "plain_box"])
+
+
 def test_an_unknown_name_is_refused_with_those_known() -> None:
     with pytest.raises(InvalidInput, match="'sam' is none of softmatch"):
         choose_methods(["sam"])
@@ -89,7 +94,7 @@ def test_adapters_are_named_as_the_tuning_methods_are_and_measured_only_when_nam
     assert names.are_tuned
     everything = choose_methods(None)
     assert not everything.are_tuned
-    for wrong in ("softmatch+magic", "random_forest+e-peft", "softmatch+", "e_peft"):
+    for wrong in ("softmatch+magic", "random_forest+e-peft", "softmatch+", "e_pft"):
         with pytest.raises(InvalidInput, match="nor a matcher with an adapter such as"):
             choose_methods([wrong])
 

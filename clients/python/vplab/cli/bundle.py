@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from vplab.cli.connection import connected
+from vplab.cli.field_flags import BUNDLE, told_by_flags
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.running import run_async, verb
 from vplab.cli.terminal import messages, results, size, write_json
@@ -28,6 +29,7 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 @verb
+@told_by_flags(BUNDLE)
 def bundle(
     context: typer.Context,
     prompt_set: Annotated[str, typer.Option(metavar="NAME", help="NAME for the newest, NAME@NUMBER or NAME@ALIAS.")],

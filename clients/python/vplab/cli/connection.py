@@ -52,7 +52,10 @@ async def connected(where: Where, needs: Sequence[Area]) -> AsyncIterator[AsyncC
         try:
             yield client
         except NotFound as error:
-            raise await told_with_versions(client, error) from error
+            told = await told_with_versions(client, error)
+            if told is error:
+                raise
+            raise told from error
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from vplab.cli.evaluation_sheets import write_sheets
 from vplab.cli.exit_codes import ExitCode
 from vplab.cli.home import Home
 from vplab.cli.model_names import model_name
+from vplab.cli.option_checks import refuse_ignored
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import write_whole
 from vplab.cli.running import verb
@@ -114,6 +115,8 @@ def evaluate(
 
     Example: vplab evaluate ./parts --out ./accuracy --methods e-peft,softmatch+e-peft --shots 0,1,5
     """
+    if segments:
+        refuse_ignored("segments have no classes", binary=binary, classes=classes)
     names = choose_methods(None if methods is None else _words(methods))
     options = FolderOptions(
         values=() if classes is None else _numbers(classes, "--classes", 65535),

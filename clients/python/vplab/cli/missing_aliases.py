@@ -23,7 +23,9 @@ async def told_with_versions(client: AsyncClient, error: NotFound) -> NotFound:
     if newest is None:
         return error
     short = f"{artifact}@{newest.name.rpartition('/')[2]}"
-    hint = f"its newest version is {short}: name that, or let it be served with 'vplab {promote_command(short, alias)}'"
+    hint = f"its newest version is {short}: name that"
+    if newest.kind not in ("prompt_set", "dataset"):  # of those the newest is used, nothing has to serve them
+        hint += f", or let it be served with 'vplab {promote_command(short, alias)}'"
     return NotFound(f"{error.message}; {hint}", reason=error.reason, metadata=error.metadata)
 
 

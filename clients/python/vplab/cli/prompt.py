@@ -9,6 +9,7 @@ import typer
 from numpy.typing import NDArray
 
 from vplab.cli.connection import Where, connected
+from vplab.cli.field_flags import PROMPT, told_by_flags
 from vplab.cli.model_names import model_name
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import overlay, save_picture
@@ -24,6 +25,7 @@ from vplab.vision.label_images import read_labels
 
 
 @verb
+@told_by_flags(PROMPT)
 def prompt(
     context: typer.Context,
     image: Annotated[Path, typer.Argument(help="The reference image.")],
