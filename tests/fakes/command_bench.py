@@ -1,6 +1,7 @@
 """The command against a real registry, a training service that follows a script, and masks from brightness."""
 
 import json
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from fakes.registry_process import registry_in_a_thread
 from fakes.segmentation_server import FakeSegmentation, serving_in_threads
 from fakes.training_server import FakeTraining, training_in_threads
 from vplab.cli.main import app
+from vplab.client import Client
+from vplab.client.registry.values import ArtifactKind, Version
 
 ADAPTER = "artifacts/tuned/versions/1"
 DARK = 100
@@ -35,6 +38,13 @@ class Bench:
 
     def tune(self, *arguments: object) -> Any:
         return self.run("tune", "--adapter", "tuned", "--json", "f.json", *arguments)
+
+    def publish(self, name: str, kind: ArtifactKind, **content: Any) -> Version:
+        """Publish another version of an artifact, of one small file that no other version has."""
+        file = self.folder / f"{uuid.uuid4()}.bin"
+        file.write_bytes(file.name.encode())
+        with Client(registry=self.arguments[self.arguments.index("--registry") + 1]) as client:
+            return client.registry.publish_files({"content.bin": file}, name, kind, **content)
 
     @property
     def figures(self) -> Any:

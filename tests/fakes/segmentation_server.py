@@ -34,6 +34,7 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
 
     def __init__(self) -> None:
         self.prompt_sets: dict[str, list[pb.PromptSet]] = {}
+        self.created: list[pb.CreatePromptSetRequest] = []
         self.blobs: dict[str, bytes] = {}
         self.num_segmented = 0
         self.adapters_asked: list[str] = []
@@ -66,6 +67,7 @@ class FakeSegmentation(pb_grpc.SegmentationServiceServicer):
             )
 
     def CreatePromptSet(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.created.append(request)
         with refusing(context):
             versions = self.prompt_sets.setdefault(request.prompt_set_id, [])
             prompt_set = pb.PromptSet(

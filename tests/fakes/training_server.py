@@ -37,6 +37,7 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
         self.breaks = 0
         self.fails_with = ""
         self.promotion = ""
+        self.metrics = {"validation_iou_before": 0.5, "validation_iou_after": 0.8}
         self.adapter_digest = "c" * 64
         self.refuses: VPLabError | None = None
         self._by_request: dict[str, str] = {}
@@ -71,6 +72,9 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
     def GetTuningJob(self, request: Any, context: grpc.ServicerContext) -> Any:
         with refusing(context):
             return pb.GetTuningJobResponse(job=self._job(request.name))
+
+    def ListTuningJobs(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return pb.ListTuningJobsResponse(jobs=reversed(list(self.jobs.values())))
 
     def CancelTuningJob(self, request: Any, context: grpc.ServicerContext) -> Any:
         with refusing(context):
@@ -118,7 +122,7 @@ class FakeTraining(pb_grpc.TrainingServiceServicer):
             return
         job.state, job.stage = pb.JOB_STATE_SUCCEEDED, pb.TUNING_STAGE_PROMOTE
         job.adapter.CopyFrom(vision_pb2.ModelReference(name="artifacts/tuned/versions/1", digest=self.adapter_digest))
-        job.metrics.update({"validation_iou_before": 0.5, "validation_iou_after": 0.8})
+        job.metrics.update(self.metrics)
         job.promotion = self.promotion
 
     def _job(self, name: str) -> pb.TuningJob:

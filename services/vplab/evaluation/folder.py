@@ -1,6 +1,7 @@
 """A folder of images/ with true masks/, read, checked and turned into what methods take.
 
 Masks are label images named like their images: values are classes, or with ``is_binary`` anything but 0 is the class.
+In JPEG and WebP they are binary, above 127, and are taken without ``is_binary`` only where that is plain to see.
 A folder ``instances/`` beside them, where it exists, tells objects of one class apart.
 """
 
@@ -21,6 +22,7 @@ from PIL import Image
 from vplab.errors import FieldViolation, InvalidInput
 from vplab.evaluation.values import BoolArray, LabelledImage
 from vplab.vision.images import decode_image
+from vplab.vision.lossy_masks import is_lossy, lossy_mask
 from vplab.vision.measures import largest_piece
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -51,6 +53,11 @@ class FolderOptions:
     """At most this many images, evenly from the list."""
     max_side: int | None = None
     """Images above this side are reduced to it, with their masks, for every method."""
+
+    @property
+    def masks_are_binary(self) -> bool | None:
+        """Whether masks have one class; None where each file shows it."""
+        return False if self.is_segments else self.is_binary or None
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class LabelledFolder:
     def read(self, name: str) -> LabelledImage:
         """Return an image with its classes. Raises InvalidInput if the files changed for the worse meanwhile."""
         image = self.images[name]
-        values = read_values(image.mask_path)
+        values = read_values(image.mask_path, self.options.masks_are_binary)
         labels = np.zeros(values.shape, np.uint8)
         for target in self.classes:
             labels[values > 0 if target.value is None else values == target.value] = target.class_id
@@ -127,7 +134,7 @@ class LabelledFolder:
             return None
         if image.instances_path is None:
             return largest_piece(mask)
-        ids = _to_size(read_values(image.instances_path), image.size_hw)
+        ids = _to_size(read_values(image.instances_path, False), image.size_hw)
         counts = np.bincount(ids[mask])
         counts[0] = 0
         return largest_piece(mask) if not counts.any() else np.asarray((ids == counts.argmax()) & mask)
@@ -144,7 +151,7 @@ class LabelledFolder:
         return bytes(cv2.imencode(".png", np.ascontiguousarray(reduced[..., ::-1]))[1].tobytes())
 
     def _one_segment(self, image: FolderImage) -> BoolArray | None:
-        values = _to_size(read_values(image.mask_path), image.size_hw)
+        values = _to_size(read_values(image.mask_path, False), image.size_hw)
         ids, counts = np.unique(values[values > 0], return_counts=True)
         shares = counts / values.size
         fitting = ids[(shares >= _SEGMENT_SHARE[0]) & (shares <= _SEGMENT_SHARE[1])]
@@ -175,16 +182,30 @@ def read_folder(root: Path, options: FolderOptions) -> LabelledFolder:
     return LabelledFolder(root, options, _classes(root, options, images.values()), images)
 
 
-def read_values(path: Path) -> NDArray[np.int32]:
-    """Return (H, W) int32 values of a label image of 1, 8 or 16 bits. Raises InvalidInput naming the file."""
+def read_values(path: Path, is_binary: bool | None = None) -> NDArray[np.int32]:
+    """Return (H, W) int32 values of a label image of 1, 8 or 16 bits. Raises InvalidInput naming the file.
+
+    is_binary: what a JPEG or WebP is taken for, as ``lossy_mask`` has it; its values then are 0 and 255.
+    """
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        data = path.read_bytes()
+        if is_lossy(data):
+            return np.where(lossy_mask(data, is_binary=is_binary), 255, 0).astype(np.int32)
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "RGB" and (grey := _grey_of(image)) is not None:
+                return grey
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
                 raise InvalidInput(f"is no label image: its mode is {image.mode}", field=path.name)
             # A 1-bit file's white is 1 in the array and 255 to everybody who looks at it; both are "not 0".
             return np.asarray(image.convert("L") if image.mode == "1" else image).astype(np.int32)
     except (OSError, SyntaxError, ValueError) as error:
         raise InvalidInput(f"cannot be read: {error}", field=path.name) from error
+
+
+def _grey_of(image: Image.Image) -> NDArray[np.int32] | None:
+    """Return the values of a grey picture that was saved in colour; None of a coloured one."""
+    colours = np.asarray(image)
+    return colours[..., 0].astype(np.int32) if (colours == colours[..., :1]).all() else None
 
 
 def _pairs(root: Path, options: FolderOptions) -> list[_Pair]:
@@ -236,7 +257,7 @@ def _examine(options: FolderOptions, pair: _Pair) -> FolderImage | str:
         if file is None:
             continue
         try:
-            values = read_values(file)
+            values = read_values(file, options.masks_are_binary if file is mask_path else False)
         except InvalidInput as error:
             return f"{file.parent.name}/{file.name} {error.message}"
         if values.shape != size_hw:

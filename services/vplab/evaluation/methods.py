@@ -72,6 +72,7 @@ def choose_methods(names: Sequence[str] | None) -> MethodNames:
     Raises InvalidInput for an unknown one.
     """
     known = (*shot_method_names(), *click_method_names())
+    names = None if names is None else [_as_known(name) for name in names]
     for name in names or ():
         if name not in known and name not in ADAPTERS and parts_of(name) is None:
             words = f"{', '.join((*known, *ADAPTERS))}, nor a matcher with an adapter such as softmatch+e-peft"
@@ -86,6 +87,12 @@ def choose_methods(names: Sequence[str] | None) -> MethodNames:
         names is not None,
         tuple(dict.fromkeys(name for name in wanted if name in ADAPTERS)),
     )
+
+
+def _as_known(name: str) -> str:
+    """Return a name in our spelling: the training service writes e_peft, comparators are random_forest."""
+    spelt = {known.replace("_", "-"): known for known in (*shot_method_names(), *click_method_names(), *ADAPTERS)}
+    return _PLUS.join(spelt.get(part.replace("_", "-"), part) for part in name.split(_PLUS))
 
 
 def make_shot_method(name: str, services: Services | None, tuner: Tuner | None = None) -> ShotMethod:

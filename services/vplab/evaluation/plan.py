@@ -113,7 +113,9 @@ def make_plan(
 def _has(plan: Plan, name: str, count: int, splits: Splits, *, is_served: bool) -> bool:
     """Say whether there are so many shots, and note it if not. is_served: whether they have to be references."""
     if not splits.has(count):
-        reason = f"{splits.num_candidates} images that show every class are left to learn from"
+        reason = f"{splits.num_candidates} images that show a class are left to learn from"
+        if 0 < count < splits.num_needed:
+            reason = f"no image shows every class: {splits.num_needed} shots at least do together"
         plan.skipped.append(Skipped(name, count, reason))
     elif is_served and count > MAX_REFERENCES:
         plan.skipped.append(Skipped(name, count, f"a prompt set has {MAX_REFERENCES} references at most"))

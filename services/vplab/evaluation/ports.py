@@ -48,7 +48,7 @@ class ShotMethod(Protocol):
         """Learn from the shots; equal arguments give an equal predictor.
 
         shots: at least ``max(1, min_shots)``; together they show every class, one image may lack some. For zero shots
-            it is one image whose labels a segmenter made and nobody corrected.
+            a segmenter made their labels and nobody corrected them.
         class_ids: what ``labels`` may hold besides 0, ascending.
         """
         ...

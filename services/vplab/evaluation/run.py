@@ -11,11 +11,19 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vplab.errors import DataLoss, DeadlineExceeded, Internal, InvalidInput, ResourceExhausted, Unknown
+from vplab.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    Internal,
+    InvalidInput,
+    ResourceExhausted,
+    Unknown,
+    VPLabError,
+)
 from vplab.evaluation.folder import LabelledFolder, TargetClass
 from vplab.evaluation.ports import ClickMethod, ClickSession, LearningClickMethod, ShotMethod, ShotPredictor
 from vplab.evaluation.results import ClickKey, Results, ShotKey
-from vplab.evaluation.scores import ClickScore, ShotScore, StepScore, score_labels, score_step
+from vplab.evaluation.scores import NOT_LEARNED, ClickScore, ShotScore, StepScore, score_labels, score_step
 from vplab.evaluation.splits import Splits
 from vplab.evaluation.values import BoolArray, LabelledImage, RgbArray
 from vplab.vision.label_images import label_png
@@ -55,8 +63,8 @@ class Measuring:
     ) -> None:
         """Let a method learn the first ``num_shots`` shots of a seed and segment every tested image.
 
-        propose: what makes the reference of zero shots: it gets the first shot and returns it with labels that nobody
-        corrected. Raises what would fail for every image.
+        propose: what makes a reference of zero shots: it gets a shot and returns it with labels that nobody corrected.
+        Raises what would fail for every image.
         """
         left = [name for name in self.splits.test if not self.results.has_shot((method.name, num_shots, seed, name))]
         if not left:
@@ -65,7 +73,7 @@ class Measuring:
         def learn(shots: list[LabelledImage]) -> ShotPredictor:
             if num_shots == 0:
                 assert propose is not None
-                shots = [propose(shots[0])]
+                shots = [propose(shot) for shot in shots]
             return method.fit(shots, self._class_ids, seed)
 
         predictor, failure = self._learn(method.name, num_shots, seed, learn)
@@ -128,7 +136,7 @@ class Measuring:
         except (*_OF_THE_IMAGE, ResourceExhausted) as error:
             if isinstance(error, ResourceExhausted) and error.reason != "MESSAGE_TOO_LARGE":
                 raise
-            failure = f"learning failed: {error.message}"
+            failure = f"{NOT_LEARNED}{_reason(error)}"
         self.results.add_fit(method, num_shots, seed, time.monotonic() - began)
         return learned, failure
 
@@ -229,6 +237,13 @@ def _click(session: ClickSession, truth: BoolArray, steps: list[StepScore], seco
             steps.append(score_step(str(count), mask, truth))
     assert mask is not None
     return mask
+
+
+def _reason(error: VPLabError) -> str:
+    """Return a refusal with the fields at fault: the message alone may only count them."""
+    violations = error.violations if isinstance(error, InvalidInput) else ()
+    named = [f"{found.field}: {found.description}" for found in violations if found.description not in error.message]
+    return "; ".join([error.message, *named])
 
 
 def _nothing(*, takes_clicks: bool) -> tuple[StepScore, ...]:

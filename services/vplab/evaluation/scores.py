@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from vplab.evaluation.values import BoolArray, LabelArray
 from vplab.vision.measures import boundary_f, iou
 
+NOT_LEARNED = "learning failed: "
+"""How the error begins of images for which a method that learns was not there: they say nothing of it."""
 BOUNDARY_TOLERANCE = 0.0075
 """Tolerance of the boundary score as a share of the image's diagonal, that of BSDS: 5 pixels at 640x480 are 0.63 %."""
 

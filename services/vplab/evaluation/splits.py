@@ -9,11 +9,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from vplab.client.datasets.shots import MIN_SHOT_PX, shot_order
 from vplab.errors import InvalidInput
 from vplab.evaluation.folder import LabelledFolder
-
-MIN_SHOT_PX = 32
-"""A shot shows at least this many pixels of every class: nobody teaches with a speck."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +21,11 @@ class Splits:
     test: tuple[str, ...]
     """Tested images; no shot is among them."""
     shots: dict[int, tuple[str, ...]]
-    """Seed to an order of shots; k shots are its first k, so they are nested. Every one shows every class."""
+    """Seed to an order of shots; k shots are its first k, so they are nested; see ``shot_order``."""
     others: tuple[str, ...] = ()
-    """Images that are not tested and lack a class: learned from only together with all shots."""
+    """Images that are not tested and show no class: learned from only together with all shots."""
+    num_needed: int = 1
+    """Fewest shots that show every class, whatever the seed; 1 where an image shows all."""
 
     @property
     def num_candidates(self) -> int:
@@ -39,11 +39,14 @@ class Splits:
 
     def has(self, num_shots: int) -> bool:
         """Say whether there are so many shots; between all shots and all images there is nothing."""
-        return max(1, num_shots) <= self.num_candidates or (num_shots == self.num_all and self.num_candidates > 0)
+        least = self.num_needed if num_shots else 1  # without a shot as many references are proposed as are needed
+        return least <= max(1, num_shots) <= self.num_candidates or (
+            num_shots == self.num_all and self.num_candidates > 0
+        )
 
     def shots_of(self, seed: int, num_shots: int) -> tuple[str, ...]:
-        """Return the images to learn from; for zero shots the one whose mask is then proposed."""
-        return (self.shots[seed] + self.others)[: max(1, num_shots)]
+        """Return the images to learn from; for zero shots those whose masks are then proposed."""
+        return (self.shots[seed] + self.others)[: num_shots or self.num_needed]
 
     @property
     def test_digest(self) -> str:
@@ -68,11 +71,13 @@ def make_splits(folder: LabelledFolder, max_test: int, num_seeds: int) -> Splits
                 message = f"none of the {len(test)} tested images shows {target.name}: raise --max-test"
                 raise InvalidInput(message, field="--classes")
     others = order[len(test) :]
-    candidates = [
-        name for name in others if all(folder.area_of(name, target) >= MIN_SHOT_PX for target in folder.classes)
-    ]
-    orders = {seed: tuple(_ordered(candidates, f"seed {seed}")) for seed in range(num_seeds)}
-    return Splits(tuple(sorted(test)), orders, tuple(sorted(set(others) - set(candidates))))
+    shown = {name: {t.class_id for t in folder.classes if folder.area_of(name, t) >= MIN_SHOT_PX} for name in others}
+    wanted = {target.class_id for target in folder.classes}
+    ordered = [shot_order(shown, wanted, seed) for seed in range(num_seeds)]
+    orders = {seed: tuple(order) for seed, (order, _) in enumerate(ordered)}
+    candidates = set(ordered[0][0]) if ordered else set()
+    needed = max((num_needed for _, num_needed in ordered), default=1)
+    return Splits(tuple(sorted(test)), orders, tuple(sorted(set(others) - candidates)), max(1, needed))
 
 
 def _ordered(names: Iterable[str], salt: str) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from vplab.evaluation.results import ClickKey, Results
 from vplab.evaluation.run import steps_of
-from vplab.evaluation.scores import ClassScore, ClickScore, ShotScore
+from vplab.evaluation.scores import NOT_LEARNED, ClassScore, ClickScore, ShotScore
 from vplab.evaluation.splits import Splits
 
 IOU, IMAGE_IOU, MIOU, BOUNDARY_F = "iou", "image_iou", "miou_with_background", "boundary_f"
@@ -23,7 +23,8 @@ def summarize_shots(results: Results, splits: Splits, class_ids: Sequence[int]) 
     """Return method to number of shots (as text, as in JSON) to figures; a seed counts when it is whole.
 
     Figures: each of ``MEASURES`` as mean, std (over seeds, n - 1; None of one seed) and the seeds' own; the same for
-    each class; num_failed; seconds as information.
+    each class; num_failed; seconds as information. Of a seed whose shots could not be learned nothing was measured; a
+    reference of zero shots that nobody could use is a method's own fault and stays a zero.
     """
     found: dict[str, dict[str, Any]] = {}
     for method, num_shots in _in_order((s.method, s.num_shots) for s in results.shots.values()):
@@ -35,6 +36,10 @@ def summarize_shots(results: Results, splits: Splits, class_ids: Sequence[int]) 
                 seeds[seed] = whole
         if not seeds:
             continue
+        everything = [score for scores in seeds.values() for score in scores]
+        num_seeds = len(seeds)
+        if num_shots:
+            seeds = {seed: scores for seed, scores in seeds.items() if not _is_unlearned(scores)}
         figures: dict[str, Any] = {
             measure: _over_seeds(seeds, lambda scores, measure=measure: _measure(scores, class_ids, measure))  # type: ignore[misc]
             for measure in MEASURES
@@ -46,8 +51,7 @@ def summarize_shots(results: Results, splits: Splits, class_ids: Sequence[int]) 
             }
             for class_id in class_ids
         }
-        everything = [score for scores in seeds.values() for score in scores]
-        figures["num_seeds"] = len(seeds)
+        figures["num_seeds"] = num_seeds
         figures["num_failed"] = sum(bool(score.error) for score in everything)
         figures["fit_s"] = _median(results.fit_s.get((method, num_shots, seed)) for seed in seeds)
         figures["image_s"] = _median(score.seconds for score in everything)
@@ -99,9 +103,10 @@ def summarize_learned_clicks(
         marked = {seed: scores for seed, scores in by_seed.items() if scores}
         if not marked:
             continue
+        measured = {seed: scores for seed, scores in marked.items() if not _is_unlearned(scores)}
         figures: dict[str, Any] = {
             step: {
-                name: _spread({seed: _mean_step(scores, step, name) for seed, scores in marked.items()})
+                name: _spread({seed: _mean_step(scores, step, name) for seed, scores in measured.items()})
                 for name in (IOU, BOUNDARY_F)
             }
             for step in steps_of(True)
@@ -132,6 +137,20 @@ def summarize_tunings(results: Results) -> dict[str, Any]:
             **{name: _median(tuning.metrics.get(name) for tuning in same) for name in names},
         }
     return found
+
+
+def list_unlearned(results: Results) -> list[dict[str, Any]]:
+    """Return what could not be learned and why: method, num_shots, seeds, reason."""
+    found: dict[tuple[str, int, str], set[int]] = {}
+    scores: list[ShotScore | ClickScore] = [*results.shots.values(), *results.clicks.values()]
+    for score in scores:
+        if score.num_shots and score.error.startswith(NOT_LEARNED):
+            key = (score.method, score.num_shots, score.error.removeprefix(NOT_LEARNED))
+            found.setdefault(key, set()).add(score.seed)
+    return [
+        {"method": method, "num_shots": num_shots, "seeds": sorted(seeds), "reason": reason}
+        for (method, num_shots, reason), seeds in found.items()
+    ]
 
 
 def image_scores(scores: Iterable[ShotScore]) -> list[tuple[float, ShotScore]]:
@@ -176,6 +195,10 @@ def _spread(values: dict[int, float | None]) -> dict[str, Any]:
         "std": round(float(np.std(known, ddof=1)), 5) if len(known) > 1 else None,
         "seeds": {str(seed): None if value is None else round(value, 5) for seed, value in values.items()},
     }
+
+
+def _is_unlearned(scores: Sequence[ShotScore] | Sequence[ClickScore]) -> bool:
+    return any(score.error.startswith(NOT_LEARNED) for score in scores)
 
 
 def _marked(results: Results, keys: Sequence[ClickKey]) -> list[ClickScore]:

@@ -89,7 +89,7 @@ def _tuned_table(summary: dict[str, Any], number: str) -> Table:
     rows = tuple(
         (name, (Cell(f"{size['num_parameters']:,}"), Cell(f"{size['adapter_bytes'] / 1000:,.0f} kB"), *cells))
         if size
-        else (name, (Cell("0"), Cell("-"), *cells))
+        else (name, (Cell("0" if name == _BASE else "-"), Cell("-"), *cells))
         for (name, cells), size in zip(figures.rows, sizes, strict=True)
     )
     title = f"Table 1: mean IoU of a marked object after tuning on {number} images, {which}{_noted(summary)}"

@@ -48,5 +48,5 @@ async def test_a_bundle_is_made_and_downloaded_as_a_folder_or_a_zip(tmp_path: Pa
             assert sorted(tmp_path.glob("*line*")) == before
         ran = await run("none", "--out", tmp_path / "none")
         assert ran.returncode == ExitCode.NOT_FOUND
-        assert "prompt_set" in ran.stderr
+        assert "--prompt-set: " in ran.stderr
         assert not (tmp_path / "none").exists()

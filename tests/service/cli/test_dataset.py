@@ -134,6 +134,40 @@ def test_classes_can_be_named_and_checked_without_publishing(run: Run, result: P
     assert figures(tmp_path) == {"datasets": []}
 
 
+def test_a_folder_of_pseudolabels_is_exported_without_being_published(run: Run, result: Path, tmp_path: Path) -> None:
+    exported = run("dataset", "export", result, "--out", "coco", "--coco", "--json", "f.json")
+    assert exported.exit_code == 0, exported.output
+    assert figures(tmp_path)["folder"] == str(result)
+    found, there = read_coco(tmp_path / "coco" / "annotations.json"), read_folder(result)
+    assert found.classes == there.classes
+    for mine, theirs in zip(found.items, there.items, strict=True):
+        assert mine.image == theirs.image
+        for class_id, mask in theirs.masks.items():
+            np.testing.assert_array_equal(mine.masks[class_id], mask)
+    run("dataset", "list", "--json", "f.json")
+    assert figures(tmp_path) == {"datasets": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["push", "My Parts 2", "--images", "elsewhere"], "--images"),
+        (["push", "coco", "--binary"], "--binary"),
+        (["push", "coco", "--class-ids"], "--class-ids"),
+        (["export", "My Parts 2", "--out", "x", "--tolerance", "1"], "--tolerance"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(run: Run, result: Path, arguments: list[str], flag: str) -> None:
+    assert run("dataset", "export", result, "--out", "coco", "--coco").exit_code == 0
+    ran = run("dataset", *arguments)
+    assert (ran.exit_code, f"{flag} says nothing here: " in ran.stderr) == (3, True), ran.stderr
+
+
+def test_a_name_that_cannot_be_one_is_told_by_its_flag(run: Run, result: Path) -> None:
+    ran = run("dataset", "push", result, "--name", "My Parts")
+    assert (ran.exit_code, "--name: " in ran.stderr) == (3, True), ran.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

@@ -13,7 +13,7 @@ from fakes.command_bench import DARK, Bench
 from fakes.evaluation_folders import write_pair, write_squares
 from fakes.segmentation_server import FakeSegmentation
 from vplab.client import Client
-from vplab.errors import Unimplemented
+from vplab.errors import InvalidInput, Unimplemented
 from vplab.evaluation.splits import make_splits
 
 Vplab = Callable[..., Any]
@@ -130,6 +130,7 @@ def test_an_image_that_fails_makes_the_run_partly_failed_and_is_tried_again(
         (("--shots", "one"), "'one' is no list of numbers"),
         (("--classes", "7"), "no mask holds 7"),
         (("--binary", "--classes", "255"), "--binary"),
+        (("--segments", "--binary"), "--binary says nothing here: segments have no classes"),
         (("--ids", "missing.txt"), "cannot read missing.txt"),
     ],
 )
@@ -228,10 +229,50 @@ def test_a_tuning_that_fails_makes_the_run_partly_failed_and_is_tried_again(
     ran = tuning.run(*command)
     assert ran.exit_code == 1
     assert "the loss is not finite" in ran.stderr
-    assert figures(tmp_path)["tuned"]["lora"]["1"]["num_failed"] > 0
+    found = figures(tmp_path)
+    assert found["tuned"]["lora"]["1"]["num_failed"] > 0
+    assert found["tuned"]["lora"]["1"]["box"]["iou"] == {"mean": None, "std": None, "seeds": {}}  # no measured zero
+    assert "the loss is not finite" in found["not_learned"][0]["reason"]
+    written = (tmp_path / "out" / "results.md").read_text()
+    assert "| lora | - | - | - |" in written
+    assert "- lora with 1 shot was not measured for seed 0, it could not learn: " in written
     tuning.training.fails_with = ""
     assert tuning.run(*command).exit_code == 0
     assert figures(tmp_path)["tuned"]["lora"]["1"]["num_failed"] == 0
+
+
+def test_a_set_that_is_too_large_to_tune_on_says_so_instead_of_zero(
+    tuning: Bench, dark_squares: Path, tmp_path: Path
+) -> None:
+    tuning.training.refuses = InvalidInput("6 images; at most 5", field="dataset")
+    ran = tuning.run(
+        *("evaluate", dark_squares, "--out", "out", "--methods", "e-peft,softmatch+e-peft", "--shots", "0,all"),
+        *("--seeds", "1", "--max-test", "4"),
+    )
+    assert ran.exit_code == 1
+    assert "e-peft with 6 shots was not measured for seed 0, it could not learn: 6 images; at most 5" in ran.stderr
+    written = (tmp_path / "out" / "results.md").read_text()
+    assert "| e-peft | - | - | - | - | - | - |" in written
+    assert "| softmatch+e-peft | **50.0** | - | - |" in written
+
+
+def test_models_are_named_by_their_first_parts(bench: Bench, squares: Path, tmp_path: Path) -> None:
+    for name, kind in (("sam-vit-b-segmenter", "segmenter"), ("sam-vit-b-encoder", "encoder"),
+                       ("dinov2-vits14-encoder", "encoder"), ("sam-vit-b-fp16-segmenter", "segmenter")):  # fmt: skip
+        bench.publish(name, kind)
+    ran = bench.run(
+        *("evaluate", squares, "--out", "out", "--methods", "softmatch,segmenter", "--shots", "1", "--seeds", "1"),
+        *("--segmenter", "sam-vit-b", "--encoder", "dinov2-vits14@1"),
+    )
+    assert ran.exit_code == 0, ran.output
+    assert {r.models.segmenter for r in bench.segmentation.predictions_asked} == {"artifacts/sam-vit-b-segmenter"}
+    assert bench.segmentation.created[0].segmenter == "artifacts/sam-vit-b-segmenter"
+    assert bench.segmentation.created[0].feature_encoder == "artifacts/dinov2-vits14-encoder/versions/1"
+    unknown = bench.run("evaluate", squares, "--out", "o", "--segmenter", "sam-vit-h")
+    assert unknown.exit_code == 3
+    assert "'sam-vit-h' is none of the registry's segmenters: sam-vit-b-fp16-segmenter, " in unknown.stderr
+    ambiguous = bench.run("evaluate", squares, "--out", "o", "--segmenter", "sam")
+    assert "'sam' may be each of the registry's segmenters: sam-vit-b-fp16-segmenter, sam-vit-b-" in ambiguous.stderr
 
 
 def test_a_service_that_cannot_train_stops_the_run_with_its_reason(tuning: Bench, dark_squares: Path) -> None:
@@ -242,9 +283,9 @@ def test_a_service_that_cannot_train_stops_the_run_with_its_reason(tuning: Bench
 
 
 def test_a_misspelt_adapter_or_number_is_refused_by_name(vplab: Vplab, squares: Path) -> None:
-    ran = vplab("evaluate", squares, "--out", "out", "--methods", "e_peft")
+    ran = vplab("evaluate", squares, "--out", "out", "--methods", "e_pft")
     assert ran.code == 3
-    assert "'e_peft' is none of" in ran.err
+    assert "'e_pft' is none of" in ran.err
     ran = vplab("evaluate", squares, "--out", "out", "--methods", "e-peft", "--shots", "some")
     assert ran.code == 3
     assert "'some' is no list of numbers" in ran.err

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from fakes.command_bench import ADAPTER, DARK, Bench
 from fakes.vplab_command import CLEAN, QUIET
 from vplab.api.segmentation.v1 import segmentation_service_pb2 as segmentation_pb
 from vplab.api.training.v1 import training_service_pb2 as pb
+from vplab.cli.connection import Where
+from vplab.client.options import Area
 from vplab.errors import InvalidInput
 from vplab.training.errors import AdapterBaseMismatch
 from vplab.vision.label_images import label_png, read_labels
@@ -52,6 +55,7 @@ def test_a_folder_is_pushed_tuned_and_compared(bench: Bench, parts: Path, tmp_pa
 
 def test_what_is_asked_for_reaches_the_service(bench: Bench, parts: Path) -> None:
     bench.run("dataset", "push", parts, "--name", "parts")
+    bench.publish("s", "segmenter")
     ran = bench.tune(
         *("--dataset", "parts@1", "--method", "conv-lora", "--steps", 9, "--learning-rate", 0.5, "--rank", 3),
         *("--seed", 7, "--segmenter", "s@2", "--prompt-set", "p", "--promote", "production", "--only-if-better"),
@@ -75,7 +79,61 @@ def test_shots_are_a_data_set_of_their_own_and_the_others_are_compared_first(ben
     bench.run("dataset", "show", "parts-shots", "--json", "f.json")
     assert bench.figures["num_images"] == 2
     too_many = bench.tune("--dataset", "parts", "--shots", 7)
-    assert (too_many.exit_code, "6 of 6 images show every class" in too_many.stderr) == (3, True)
+    assert (too_many.exit_code, "6 of 6 images show a class" in too_many.stderr) == (3, True)
+
+
+def test_the_end_says_how_to_serve_what_no_alias_names(bench: Bench, parts: Path) -> None:
+    ran = bench.tune("--dataset", parts, "--no-sheet")
+    assert "no alias names it yet: 'vplab models promote tuned@1'" in ran.stdout
+    bench.training.promotion = "not promoted: its validation IoU is 0.1"
+    ran = bench.tune("--dataset", parts, "--no-sheet", "--promote", "line-2")
+    assert "'vplab models promote tuned@1 --alias line-2'" in ran.stdout
+    bench.training.promotion = "moved artifacts/tuned/aliases/production to artifacts/tuned/versions/1"
+    ran = bench.tune("--dataset", parts, "--no-sheet", "--promote", "production")
+    assert "models promote" not in ran.stdout
+
+
+def test_a_name_of_another_kind_is_refused_with_what_to_do(bench: Bench, parts: Path) -> None:
+    bench.publish("scratches", "prompt_set")
+    refused = bench.run("dataset", "push", parts, "--name", "scratches")
+    assert refused.exit_code == 3
+    assert "artifacts/scratches holds prompt_set versions, not dataset; choose another name" in refused.stderr
+
+
+def test_a_missing_alias_is_told_with_the_versions_that_are_there(bench: Bench, parts: Path) -> None:
+    bench.publish("scratches", "adapter")
+    bench.publish("scratches", "adapter")
+    asked = bench.run("models", "show", "scratches")
+    assert asked.exit_code == 5
+    assert "its newest version is scratches@2: name that" in asked.stderr
+    assert "'vplab models promote scratches@2'" in asked.stderr
+    asked = bench.run("models", "show", "scratches@line-2")
+    assert "'vplab models promote scratches@2 --alias line-2'" in asked.stderr
+    bench.publish("parts", "dataset")
+    asked = bench.run("models", "show", "parts@line-2")
+    assert "its newest version is parts@1: name that" in asked.stderr
+    assert "promote" not in asked.stderr
+    absent = bench.run("models", "show", "absent")
+    assert (absent.exit_code, "newest" in absent.stderr) == (5, False)
+
+
+def test_models_show_and_history_say_what_counts_of_data_sets(bench: Bench) -> None:
+    for _ in range(2):
+        bench.publish("parts", "dataset")
+    shown = bench.run("models", "show", "parts")
+    assert (shown.exit_code, "artifacts/parts/versions/2  dataset" in shown.stdout) == (0, True)
+    moved = bench.run("models", "history", "parts")
+    assert (moved.exit_code, "of a dataset the newest version is used" in moved.stderr) == (5, True)
+
+
+def test_promoting_takes_a_version(bench: Bench) -> None:
+    for _ in range(2):
+        bench.publish("scratches", "adapter")
+    refused = bench.run("models", "promote", "scratches")
+    assert (refused.exit_code, "scratches@2 is the newest" in refused.stderr) == (3, True)
+    assert bench.run("models", "history", "scratches").exit_code == 5  # nothing was moved
+    assert bench.run("models", "promote", "scratches@2").exit_code == 0
+    assert bench.run("models", "promote", "scratches@production", "--alias", "line-2").exit_code == 0
 
 
 def test_a_prompt_set_segments_the_comparison(bench: Bench, parts: Path) -> None:
@@ -103,7 +161,7 @@ def test_a_job_that_fails_or_is_refused_ends_with_its_reason(bench: Bench, parts
     assert bench.figures["state"] == "failed"
     bench.training.refuses = InvalidInput("must be 1 to 256", field="options.lora_rank")
     refused = bench.tune("--dataset", parts, "--no-sheet", "--rank", 999)
-    assert (refused.exit_code, "options.lora_rank: must be 1 to 256" in refused.stderr) == (3, True)
+    assert (refused.exit_code, "--rank: must be 1 to 256" in refused.stderr) == (3, True)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +212,47 @@ def test_what_segment_wrote_is_corrected_pushed_and_tuned(bench: Bench, folder: 
         np.testing.assert_array_equal(again, read_labels(tmp_path / "out" / "masks" / f"{number}.png"))
     assert bench.tune("--dataset", "corrected", "--no-sheet").exit_code == 0
     assert bench.training.requests[-1].dataset == "artifacts/corrected/versions/1"
+
+
+def test_images_that_were_tuned_on_are_not_called_validation_images(bench: Bench, parts: Path) -> None:
+    bench.training.metrics["validation_is_held_out"] = 1.0
+    assert "IoU 0.500 -> 0.800 on validation images" in bench.tune("--dataset", parts, "--no-sheet").stdout
+    bench.training.metrics["validation_is_held_out"] = 0.0
+    assert "IoU 0.500 -> 0.800 on the images it was tuned on" in bench.tune("--dataset", parts, "--no-sheet").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--dataset", "absent", "--class", "1=crack"], "--class"),
+        (["--dataset", "absent", "--binary"], "--binary"),
+        (["--dataset", "absent", "--class-ids"], "--class-ids"),
+        (["--dataset", "parts", "--detach", "--sheet", "s.png"], "--sheet"),
+        (["--dataset", "parts", "--detach", "--leave-on-interrupt"], "--leave-on-interrupt"),
+        (["--dataset", "parts", "--no-sheet", "--sheet", "s.png"], "--sheet"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(bench: Bench, parts: Path, arguments: list[str], flag: str) -> None:
+    ran = bench.tune(*arguments)
+    assert (ran.exit_code, f"{flag} says nothing here: " in ran.stderr) == (3, True), ran.stderr
+    assert bench.training.requests == []
+
+
+def test_a_detached_job_whose_services_end_with_the_command_is_told(
+    bench: Bench, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "nobody works on it" not in bench.tune("--dataset", parts, "--detach").stderr
+    # The same services, as if this command had started them.
+    monkeypatch.setattr(Where, "named", lambda self: {})
+
+    @asynccontextmanager
+    async def started(where: Where, areas: Sequence[Area]) -> AsyncIterator[dict[Area, str]]:
+        yield {area: str(where.addresses[area]) for area in ("registry", "training")}  # type: ignore[index]
+
+    monkeypatch.setattr("vplab.cli.connection._local_addresses", started)
+    ran = bench.tune("--dataset", parts, "--detach", "--seed", 3)
+    assert ran.exit_code == 0, ran.output
+    assert "the services ended with this command. Run 'vplab serve', or 'vplab jobs watch 2'" in ran.stderr
 
 
 def test_detached_jobs_are_not_waited_for(bench: Bench, parts: Path) -> None:

@@ -64,6 +64,28 @@ def test_binary_makes_one_class_of_every_value(tmp_path: Path) -> None:
     assert folder.area_of("a", folder.classes[0]) == 600
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("JPEG", ".jpg"), ("WEBP", ".webp")])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_lossy_masks_are_binary_when_said_or_plain_to_see(tmp_path: Path, kind: str, suffix: str, mode: str) -> None:
+    mask = cv2.circle(np.zeros((48, 64), np.uint8), (30, 20), 12, 255, -1)
+    write_pair(tmp_path, "a", np.repeat(mask[..., None], 3, axis=2) // 2, mask)
+    (tmp_path / "masks" / "a.png").unlink()
+    Image.fromarray(mask).convert(mode).save(tmp_path / "masks" / f"a{suffix}", kind)
+    for options in (FolderOptions(), FolderOptions(is_binary=True)):
+        folder = read_folder(tmp_path, options)
+        assert [c.name for c in folder.classes] == ["object"]
+        assert (folder.read("a").labels == (mask > 0)).all()
+        assert folder.area_of("a", folder.classes[0]) == (mask > 0).sum()
+    assert "save it as PNG" in violations(tmp_path, FolderOptions(is_segments=True))["images/a.png"]
+    Image.fromarray(mask // 80).convert(mode).save(tmp_path / "masks" / f"a{suffix}", kind)  # class 3
+    assert "class ids need PNG" in violations(tmp_path)["images/a.png"]
+
+
+def test_a_grey_mask_saved_in_colour_is_read_by_its_values(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", GREY, np.repeat(labels(0, 7)[..., None], 3, axis=2))
+    assert (read_folder(tmp_path, FolderOptions(values=(7,))).read("a").labels == labels(0, 1)).all()
+
+
 def test_images_without_masks_and_masks_of_another_size_are_all_named(tmp_path: Path) -> None:
     write_pair(tmp_path, "fine", GREY, labels(0, 255))
     write_pair(tmp_path, "cropped", GREY, labels(0, 255)[:, :25])
@@ -81,7 +103,7 @@ def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
     (tmp_path / "images" / "image.png").write_bytes(b"no image")
     write_pair(tmp_path, "mask", GREY, labels(0, 255))
     (tmp_path / "masks" / "mask.png").write_bytes(b"no mask")
-    write_pair(tmp_path, "colour", GREY, GREY)
+    write_pair(tmp_path, "colour", GREY, GREY + np.array([0, 9, 0], np.uint8))
     found = violations(tmp_path)
     assert sorted(found) == ["images/colour.png", "images/image.png", "images/mask.png"]
     assert "mode is RGB" in found["images/colour.png"]

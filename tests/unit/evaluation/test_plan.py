@@ -51,6 +51,11 @@ def test_names_choose_methods_of_both_kinds() -> None:
     assert (names.shot, names.click, names.are_served) == (("random_forest",), ("plain_box",), False)
 
 
+def test_both_spellings_of_a_name_are_the_same_method() -> None:
+    names = choose_methods(["e_peft", "random-forest", "softmatch+e_peft", "plain-box"])
+    assert names == choose_methods(["e-peft", "random_forest", "softmatch+e-peft", "plain_box"])
+
+
 def test_an_unknown_name_is_refused_with_those_known() -> None:
     with pytest.raises(InvalidInput, match="'sam' is none of softmatch"):
         choose_methods(["sam"])
@@ -62,7 +67,7 @@ def test_methods_that_need_a_validated_image_are_left_out_of_zero_shots() -> Non
     assert [(number, seed) for _, number, seed in plan.shots] == [(1, 0), (1, 1), (3, 0), (3, 1)]
     assert [skipped.num_shots for skipped in plan.skipped] == [0, 5]
     assert "validated image" in plan.skipped[0].reason
-    assert "3 images that show every class" in plan.skipped[1].reason
+    assert "3 images that show a class" in plan.skipped[1].reason
 
 
 def test_segments_without_a_meaning_have_no_shots() -> None:
@@ -90,7 +95,7 @@ def test_adapters_are_named_as_the_tuning_methods_are_and_measured_only_when_nam
     everything = choose_methods(None)
     assert not everything.are_tuned
     assert choose_methods(["e-peft-paper"]).tuned == ("e-peft-paper",)
-    for wrong in ("softmatch+magic", "random_forest+e-peft", "softmatch+", "e_peft"):
+    for wrong in ("softmatch+magic", "random_forest+e-peft", "softmatch+", "e_pft"):
         with pytest.raises(InvalidInput, match="nor a matcher with an adapter such as"):
             choose_methods([wrong])
 
@@ -125,7 +130,7 @@ def test_all_images_are_a_number_of_shots_and_what_lies_between_is_left_out(tune
     assert [number for _, number, _ in tuned] == [64, 72]
     assert [number for _, number, _ in shots] == [64]
     reasons = {(skipped.method, skipped.num_shots): skipped.reason for skipped in plan.skipped}
-    assert "70 images that show every class" in reasons["e-peft", 71]
+    assert "70 images that show a class" in reasons["e-peft", 71]
     assert "64 references" in reasons["softmatch+e-peft", 72]
 
 

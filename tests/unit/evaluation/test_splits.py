@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from fakes.evaluation_folders import write_pair, write_squares
+from vplab.client.datasets.shots import MIN_SHOT_PX
 from vplab.errors import InvalidInput
 from vplab.evaluation.folder import FolderOptions, LabelledFolder, read_folder
-from vplab.evaluation.splits import MIN_SHOT_PX, make_splits
+from vplab.evaluation.splits import make_splits
 
 
 @pytest.fixture
@@ -63,8 +64,25 @@ def test_shots_of_several_classes_show_all_of_them(tmp_path: Path) -> None:
         mask[10:] = 2 if number % 2 else 0
         write_pair(tmp_path, f"{number:02d}", np.zeros((20, 30, 3), np.uint8), mask)
     folder = read_folder(tmp_path, FolderOptions())
-    for name in make_splits(folder, 6, 1).shots[0]:
-        assert int(name) % 2 == 1
+    splits = make_splits(folder, 6, 1)
+    shows_all = [int(name) % 2 == 1 for name in splits.shots[0]]
+    assert sum(shows_all) > 1
+    assert shows_all == sorted(shows_all, reverse=True)  # only when they are used up come those that show some
+    assert splits.num_needed == 1
+
+
+def test_shots_of_classes_on_different_images_cover_them(tmp_path: Path) -> None:
+    for number in range(24):
+        mask = np.zeros((20, 30), np.uint8)
+        mask[:5] = 1 + number % 3
+        write_pair(tmp_path, f"{number:02d}", np.zeros((20, 30, 3), np.uint8), mask)
+    splits = make_splits(read_folder(tmp_path, FolderOptions()), 9, 4)
+    assert splits.num_needed == 3
+    assert [splits.has(number) for number in (0, 1, 2, 3, 5, splits.num_all)] == [True, False, False, True, True, True]
+    for seed, order in splits.shots.items():
+        assert {int(name) % 3 for name in order[:3]} == {0, 1, 2}
+        assert splits.shots_of(seed, 0) == order[:3]
+        assert len(order) == splits.num_candidates == 15
 
 
 def test_a_class_that_no_tested_image_shows_is_refused(tmp_path: Path) -> None:

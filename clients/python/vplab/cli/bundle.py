@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from vplab.cli.connection import connected
+from vplab.cli.field_flags import BUNDLE, told_by_flags
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.running import run_async, verb
 from vplab.cli.terminal import messages, results, size, write_json
@@ -28,6 +29,7 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 @verb
+@told_by_flags(BUNDLE)
 def bundle(
     context: typer.Context,
     prompt_set: Annotated[str, typer.Option(metavar="NAME", help="NAME for the newest, NAME@NUMBER or NAME@ALIAS.")],
@@ -45,7 +47,7 @@ def bundle(
     The bundle is also published in the registry. Its segment.py runs on numpy, OpenCV and ONNX Runtime alone and gives
     the masks that vplab segment gives.
 
-    Example: vplab models bundle --prompt-set scratches --adapter scratch-adapter --out line-2.zip
+    Example: vplab models bundle --prompt-set scratches --adapter scratches-adapter --out line-2.zip
     """
     _check_free(out)
     name, adapter_name = artifact_name(prompt_set), artifact_name(adapter) if adapter else ""

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from vplab.cli.deployment import LocalDeployment, needed_by
 from vplab.cli.home import Deployment, Home, default_home
+from vplab.cli.missing_aliases import told_with_versions
 from vplab.cli.terminal import messages
 from vplab.client import AsyncClient, ClientOptions
 from vplab.client.file_locks import FileLock
 from vplab.client.options import Area, Priority, resolve_addresses
-from vplab.errors import InvalidInput, Unavailable, VPLabError
+from vplab.errors import InvalidInput, NotFound, Unavailable, VPLabError
 
 _JOIN_TIMEOUT_S = 90.0
 _POLL_S = 0.1
@@ -48,8 +49,20 @@ async def connected(
 
     priority: of its calls, where they are less urgent than their methods.
     Raises InvalidInput when only some of the addresses are known, Unavailable when services cannot be had in time,
-    FailedPrecondition when they cannot be started.
+    FailedPrecondition when they cannot be started. A NotFound of the caller's leaves with advice on missing aliases.
     """
+    async with _reached(where, needs, priority) as client:
+        try:
+            yield client
+        except NotFound as error:
+            told = await told_with_versions(client, error)
+            if told is error:
+                raise
+            raise told from error
+
+
+@asynccontextmanager
+async def _reached(where: Where, needs: Sequence[Area], priority: Priority | None) -> AsyncIterator[AsyncClient]:
     named, options = where.named(), client_options(priority)
     if named:
         missing = [area for area in needs if area not in named]

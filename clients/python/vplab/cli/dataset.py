@@ -1,6 +1,5 @@
 """``vplab dataset``: corrected masks go in, and come out again for other tools."""
 
-import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,16 @@ import typer
 from rich.table import Table
 
 from vplab.cli.connection import connected
-from vplab.cli.dataset_sources import dataset_id_of, fetch_dataset, find_dataset, parse_class, read_source
+from vplab.cli.dataset_sources import (
+    dataset_id_of,
+    fetch_dataset,
+    find_dataset,
+    is_coco,
+    parse_class,
+    read_source,
+)
+from vplab.cli.field_flags import DATASET, told_by_flags
+from vplab.cli.option_checks import refuse_ignored
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.running import run_async, verb
 from vplab.cli.terminal import messages, results, size, write_json
@@ -33,6 +41,7 @@ ImagesOption = Annotated[
 
 @app.command()
 @verb
+@told_by_flags(DATASET)
 def push(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(help="A folder with images/ and masks/, or COCO annotations.")],
@@ -51,6 +60,10 @@ def push(
 
     Example: vplab dataset push ./result --name scratches-checked
     """
+    if is_coco(path):
+        refuse_ignored("a COCO file says what its masks are", binary=is_binary, class_ids=is_binary is False)
+    else:
+        refuse_ignored(f"{path} is a folder of pairs, whose images are in images/", images=images)
     with messages.status("checking"):
         dataset = read_source(path, [parse_class(text) for text in classes or ()], is_binary=is_binary, images=images)
     summary = _summary(dataset)
@@ -139,7 +152,9 @@ def show(
 @verb
 def export(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="NAME for the newest, NAME@NUMBER or NAME@ALIAS.")],
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|DIR", help="NAME for the newest, NAME@NUMBER or NAME@ALIAS; or a folder.")
+    ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="An empty or new folder.")],
     coco: Annotated[bool, typer.Option("--coco", help="As COCO annotations instead of label images.")] = False,
     tolerance_px: Annotated[
@@ -149,23 +164,33 @@ def export(
 ) -> None:
     """Write a data set's images and masks into a folder, to be corrected and pushed again.
 
-    Example: vplab dataset export scratches-checked --out ./for-cvat --coco --tolerance 1
-    """
+    The data set may be a folder, such as one that vplab segment wrote: its masks go to CVAT or Label Studio without
+    being published as checked.
 
-    async def work() -> tuple[Version, Dataset]:
+    Example: vplab dataset export ./result --out ./for-cvat --coco --tolerance 1
+    """
+    if not coco:
+        refuse_ignored("only COCO outlines, with --coco, can deviate", tolerance=tolerance_px)
+
+    async def fetch() -> tuple[Version, Dataset]:
         where = where_of(context)
         async with connected(where, ("registry",)) as client:
-            version = await find_dataset(client, name)
-            dataset = await fetch_dataset(client, where.home, version)
-        if coco:
-            await asyncio.to_thread(write_coco, dataset, out, tolerance_px=tolerance_px)
-        else:
-            await asyncio.to_thread(write_folder, dataset, out)
-        return version, dataset
+            version = await find_dataset(client, source)
+            return version, await fetch_dataset(client, where.home, version)
 
-    version, dataset = run_async(work())
-    results.print(f"{len(dataset.items)} images of {version.name} written to {out}", markup=False)
-    write_json(json_file, {"version": version.name, "digest": version.digest, "out": str(out), **_summary(dataset)})
+    if Path(source).is_dir():
+        version, dataset = None, read_source(Path(source))
+    else:
+        version, dataset = run_async(fetch())
+    if coco:
+        write_coco(dataset, out, tolerance_px=tolerance_px)
+    else:
+        write_folder(dataset, out)
+    results.print(
+        f"{len(dataset.items)} images of {source if version is None else version.name} written to {out}", markup=False
+    )
+    origin = {"folder": source} if version is None else {"version": version.name, "digest": version.digest}
+    write_json(json_file, {**origin, "out": str(out), **_summary(dataset)})
 
 
 def _summary(dataset: Dataset) -> dict[str, Any]:

@@ -40,6 +40,11 @@ def read_source(
         ) from error
 
 
+def is_coco(path: Path) -> bool:
+    """Say whether a path is, or holds, COCO annotations; False where there is nothing."""
+    return path.exists() and _annotations(path) is not None
+
+
 def parse_class(text: str) -> SegmentClass:
     """Return the class of ``ID=NAME``. Raises InvalidInput."""
     class_id, sign, name = text.partition("=")

@@ -18,13 +18,15 @@ from vplab.cli.connection import Where
 from vplab.cli.evaluation_sheets import write_sheets
 from vplab.cli.exit_codes import ExitCode
 from vplab.cli.home import Home
+from vplab.cli.model_names import model_name
+from vplab.cli.option_checks import refuse_ignored
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import write_whole
 from vplab.cli.running import verb
 from vplab.cli.terminal import describe, messages, results, write_json
 from vplab.cli.typed_values import artifact_name
 from vplab.cli.waiting_client import interruptible, waiting_client
-from vplab.client import Client
+from vplab.client import AsyncClient, Client
 from vplab.client.options import Area
 from vplab.errors import InvalidInput, ResourceExhausted, Unimplemented, VPLabError
 from vplab.evaluation.folder import FolderOptions, LabelledFolder, read_folder
@@ -45,6 +47,7 @@ from vplab.evaluation.software import describe_software
 from vplab.evaluation.splits import Splits, make_splits
 from vplab.evaluation.summary import (
     MEASURES,
+    list_unlearned,
     summarize_clicks,
     summarize_learned_clicks,
     summarize_shots,
@@ -92,10 +95,10 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="At most this many images, evenly from the folder.")] = None,
     max_side: Annotated[int | None, typer.Option(min=32, help="Reduce images above this side, for all.")] = None,
-    segmenter: Annotated[str, typer.Option(metavar="NAME", help="Segmenter; else the server's default.")] = "",
+    segmenter: Annotated[str, typer.Option(metavar="NAME", help="Such as sam-vit-b; else the server's default.")] = "",
     feature_encoder: Annotated[
         str,
-        typer.Option("--features", "--encoder", metavar="NAME", help="Encoder that is matched; else the server's."),
+        typer.Option("--features", "--encoder", metavar="NAME", help="Such as dinov2-vits14; else the server's."),
     ] = "",
     tuning_steps: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="Steps of every tuning; else each method's own.")
@@ -112,6 +115,8 @@ def evaluate(
 
     Example: vplab evaluate ./parts --out ./accuracy --methods e-peft,softmatch+e-peft --shots 0,1,5
     """
+    if segments:
+        refuse_ignored("segments have no classes", binary=binary, classes=classes)
     names = choose_methods(None if methods is None else _words(methods))
     options = FolderOptions(
         values=() if classes is None else _numbers(classes, "--classes", 65535),
@@ -242,9 +247,13 @@ class _Job:
         with ExitStack() as stack:
             client = stack.enter_context(waiting_client(where, needs, "batch"))
             encoded = lru_cache(maxsize=64)(self.folder.encoded)
-            services = Services(
-                client, encoded, self.segmenter, self.feature_encoder, journal.note_model, journal.begin_run()
-            )
+            try:
+                segmenter, encoder = client.wait_for(self._models)
+            except VPLabError:
+                if not (journal.shots or journal.clicks or journal.tunings):
+                    self.forget()  # a misspelt name must not keep the right one out of a folder without results
+                raise
+            services = Services(client, encoded, segmenter, encoder, journal.note_model, journal.begin_run())
             tuner = Tuner(services, journal, self.tuning_steps) if self.names.are_tuned else None
             try:
                 yield services, tuner
@@ -253,6 +262,12 @@ class _Job:
                     self._forget(journal, services)
                 raise
             self._forget(journal, services)
+
+    async def _models(self, client: AsyncClient) -> tuple[str, str]:
+        return (
+            await model_name(client, self.segmenter, "segmenter", "--segmenter"),
+            await model_name(client, self.feature_encoder, "encoder", "--features"),
+        )
 
     def _forget(self, journal: Results, services: Services) -> None:
         """Remove what was published for this evaluation; services of its own are removed with all they have."""
@@ -284,6 +299,7 @@ class _Job:
             "tuned": summarize_learned_clicks(journal, measuring.click_keys, self.splits.shots),
             "tunings": summarize_tunings(journal),
             "skipped": [asdict(skipped) for skipped in plan.skipped],
+            "not_learned": list_unlearned(journal),
             "models": journal.models,
             **about,
             **describe_software(),
@@ -291,7 +307,9 @@ class _Job:
         }
         tables = tables_of(summary)
         self._write("results.json", json.dumps(summary, indent=1) + "\n")
-        self._write("results.md", "\n\n".join(table.to_markdown() for table in tables) + "\n")
+        notes = "\n".join(f"- {text}" for text in _not_learned(summary))
+        parts = [*(table.to_markdown() for table in tables), *([notes] if notes else [])]
+        self._write("results.md", "\n\n".join(parts) + "\n")
         title = self.folder.root.resolve().name
         try:
             if summary["shots"]:
@@ -314,6 +332,7 @@ class _Job:
 def _measure(plan: Plan, measuring: Measuring, services: Services | None, tuner: Tuner | None) -> None:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=messages, transient=True) as progress:
+        doing = ""
         total, done = plan.count(measuring)
         task = progress.add_task("measuring", total=total, completed=done)
 
@@ -327,7 +346,6 @@ def _measure(plan: Plan, measuring: Measuring, services: Services | None, tuner:
             doing = name
             progress.update(task, description=name)
 
-        doing = ""
         if tuner is not None:
             tuner.on_stage = lambda stage: progress.update(task, description=f"{doing}: {stage}")
         plan.run(measuring.telling(on_image), services, on_method)
@@ -365,8 +383,18 @@ def _print(tables: Sequence[Table], summary: dict[str, Any]) -> None:
     for (method, reason), numbers in reasons.items():
         which = "" if numbers == [""] else f" with {', '.join(numbers)} shots"
         messages.print(f"{method}{which} left out: {reason}", style="dim", markup=False)
+    for text in _not_learned(summary):
+        messages.print(text, style="yellow", markup=False)
     if failed := _num_failed(summary):
-        messages.print(f"{failed} answers failed and count as empty: see journal.jsonl", style="yellow")
+        messages.print(f"{failed} answers failed: see journal.jsonl", style="yellow")
+
+
+def _not_learned(summary: dict[str, Any]) -> list[str]:
+    return [
+        f"{found['method']} with {found['num_shots']} shot{'' if found['num_shots'] == 1 else 's'} was not measured "
+        f"for seed {', '.join(map(str, found['seeds']))}, it could not learn: {found['reason']}"
+        for found in summary["not_learned"]
+    ]
 
 
 def _num_failed(summary: dict[str, Any]) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vplab.cli import dataset, exit_codes, models, running
+from vplab.cli import dataset, exit_codes, jobs, models, running
 from vplab.cli.bench import bench
 from vplab.cli.connection import Where
 from vplab.cli.demo import demo
@@ -49,10 +49,12 @@ def before_the_verb(
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="One address for every service, such as a gateway's.")
     ] = None,
-    registry: Annotated[str | None, typer.Option(metavar="ADDRESS", help="host:port or unix:/path.")] = None,
-    embedding: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None,
-    segmentation: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None,
-    training: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None,
+    registry: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of the registry alone: host:port or unix:/path.")
+    ] = None,
+    embedding: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The same, of embedding.")] = None,
+    segmentation: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The same, of segmentation.")] = None,
+    training: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The same, of training.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
@@ -87,6 +89,7 @@ app.command()(serve)
 app.command()(status)
 app.command()(tune)
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 
 

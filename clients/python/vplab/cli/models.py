@@ -4,7 +4,7 @@ import asyncio
 import importlib
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -31,6 +31,8 @@ app = typer.Typer(no_args_is_help=True, help="Look at, import, promote and roll 
 app.command()(bundle)
 
 AliasOption = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="The alias to move.")]
+_NEWEST_KINDS = ("prompt_set", "dataset")
+"""Kinds whose own name means their newest version: nothing waits for an alias to serve them."""
 PrecisionOption = Annotated[
     str,
     typer.Option(
@@ -75,17 +77,19 @@ def list_models(
 @verb
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="NAME, NAME@NUMBER or NAME@ALIAS.")],
+    name: Annotated[str, typer.Argument(help="NAME for what is served, NAME@NUMBER or NAME@ALIAS.")],
     json_file: JsonFile = None,
 ) -> None:
     """Show one version: its files, what it was made from, its figures and its licence.
+
+    Of prompt sets and data sets NAME is the newest version.
 
     Example: vplab models show nano-segmenter@production
     """
 
     async def work() -> Version:
         async with _registry(where_of(context)) as client:
-            return await client.registry.get_version(artifact_name(name))
+            return await _version(client, artifact_name(name))
 
     version = run_async(work())
     manifest = version.manifest
@@ -107,7 +111,7 @@ def show(
 def history(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="NAME.")],
-    alias: AliasOption = PRODUCTION,
+    alias: Annotated[str, typer.Option("--alias", metavar="ALIAS", help="The alias to look at.")] = PRODUCTION,
     json_file: JsonFile = None,
 ) -> None:
     """Show where an alias pointed, when, and why it was moved; the newest first.
@@ -117,7 +121,15 @@ def history(
 
     async def work() -> list[AliasChange]:
         async with _registry(where_of(context)) as client:
-            return [c async for c in client.registry.list_alias_changes(f"{_artifact(name)}/aliases/{alias}")]
+            artifact = _artifact(name)
+            try:
+                return [c async for c in client.registry.list_alias_changes(f"{artifact}/aliases/{alias}")]
+            except NotFound:
+                kind = (await client.registry.get_artifact(artifact)).kind
+                if kind not in _NEWEST_KINDS:
+                    raise
+                text = f"nobody ever set {artifact}/aliases/{alias}: of a {kind} the newest version is used"
+                raise NotFound(text) from None
 
     changes = run_async(work())
     table = Table("when (UTC)", "version", "before", "by", "reason", box=None, pad_edge=False)
@@ -142,11 +154,15 @@ def promote(
 ) -> None:
     """Point an alias at a version; every service that serves the alias takes it up by itself.
 
-    Example: vplab models promote scratches@4 --reason "fewer false alarms on line 2"
+    Example: vplab models promote scratches-adapter@4 --reason "fewer false alarms on line 2"
     """
 
     async def work() -> Alias:
         async with _registry(where_of(context)) as client:
+            if artifact_name(name).count("/") == 1:
+                newest = await _newest(client, _artifact(name))
+                known = "it has none" if newest is None else f"{_short(newest.name)} is the newest"
+                raise InvalidInput(f"{name!r} does not say which version: {known}", field="NAME")
             version = await client.registry.get_version(artifact_name(name))
             return await _move(client, f"{_artifact(name)}/aliases/{alias}", version.name, reason)
 
@@ -166,7 +182,7 @@ def rollback(
 ) -> None:
     """Point an alias back at the version it had before; a second rollback takes the first one back.
 
-    Example: vplab models rollback scratches --reason "line 2 stopped"
+    Example: vplab models rollback scratches-adapter --reason "line 2 stopped"
     """
 
     async def work() -> Alias:
@@ -322,6 +338,21 @@ async def _move(client: AsyncClient, alias_name: str, version: str, reason: str)
     current = await _alias(client, alias_name)
     etag = "" if current is None else current.etag
     return await client.registry.set_alias(alias_name, version, etag=etag, reason=reason)
+
+
+async def _version(client: AsyncClient, name: str) -> Version:
+    try:
+        return await client.registry.get_version(name)
+    except NotFound:
+        newest = await _newest(client, name) if name.count("/") == 1 else None
+        if newest is None or newest.kind not in _NEWEST_KINDS:
+            raise
+        return newest
+
+
+async def _newest(client: AsyncClient, artifact: str) -> Version | None:
+    async with aclosing(client.registry.list_versions(artifact)) as newest_first:  # type: ignore[type-var]
+        return await anext(newest_first, None)
 
 
 async def _alias(client: AsyncClient, alias_name: str) -> Alias | None:

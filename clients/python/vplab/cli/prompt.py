@@ -9,12 +9,14 @@ import typer
 from numpy.typing import NDArray
 
 from vplab.cli.connection import Where, connected
+from vplab.cli.field_flags import PROMPT, told_by_flags
+from vplab.cli.model_names import model_name
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import overlay, save_picture
 from vplab.cli.prompting import Clicks, Proposal, propose, save_reference
 from vplab.cli.running import run_async, verb
 from vplab.cli.terminal import messages, results, write_json
-from vplab.cli.typed_values import artifact_name, parse_box, parse_point
+from vplab.cli.typed_values import parse_box, parse_point
 from vplab.client import SegmentClass
 from vplab.client.segmentation.values import PromptSet
 from vplab.errors import InvalidInput
@@ -23,6 +25,7 @@ from vplab.vision.label_images import read_labels
 
 
 @verb
+@told_by_flags(PROMPT)
 def prompt(
     context: typer.Context,
     image: Annotated[Path, typer.Argument(help="The reference image.")],
@@ -77,9 +80,11 @@ def prompt(
 
     async def work(where: Where) -> tuple[NDArray[np.bool_], Proposal | None, PromptSet | None]:
         async with connected(where, ("segmentation", "registry")) as client:
+            base = await model_name(client, segmenter, "segmenter", "--segmenter")
+            encoder = await model_name(client, feature_encoder, "encoder", "--feature-encoder")
             proposal, found = None, given
             if found is None:
-                proposal = await propose(client, data, clicks, segmenter=artifact_name(segmenter), choice=choose)
+                proposal = await propose(client, data, clicks, segmenter=base, choice=choose)
                 found = proposal.mask.mask
             stored = None
             if save is not None:
@@ -93,8 +98,8 @@ def prompt(
                     classes,
                     save,
                     extend=add,
-                    segmenter=artifact_name(segmenter),
-                    feature_encoder=artifact_name(feature_encoder),
+                    segmenter=base,
+                    feature_encoder=encoder,
                 )
             return found, proposal, stored
 

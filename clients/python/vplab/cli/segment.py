@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vplab.cli.agreement import compare_run, figures
 from vplab.cli.connection import Where, connected
 from vplab.cli.exit_codes import ExitCode
+from vplab.cli.field_flags import SEGMENT, told_by_flags
 from vplab.cli.folder_run import FolderRun, mask_path
 from vplab.cli.image_files import ImageFile, find_images
 from vplab.cli.journal import Entry, Journal
@@ -35,6 +36,7 @@ _MAX_LISTED = 20
 
 
 @verb
+@told_by_flags(SEGMENT)
 def segment(
     context: typer.Context,
     prompt_set: Annotated[str, typer.Argument(help="Id or name of a prompt set, as vplab prompt --save made it.")],

@@ -17,25 +17,33 @@ import typer
 from vplab.cli.connection import Where, connected
 from vplab.cli.dataset_sources import dataset_id_of, fetch_dataset, find_dataset, parse_class, read_source
 from vplab.cli.exit_codes import ExitCode
+from vplab.cli.field_flags import TUNING, told_by_flags
 from vplab.cli.home import Home
+from vplab.cli.missing_aliases import promote_command
+from vplab.cli.model_names import model_name
+from vplab.cli.option_checks import refuse_ignored
 from vplab.cli.parameters import JsonFile, where_of
 from vplab.cli.pictures import save_picture, write_whole
 from vplab.cli.running import run_async, verb
 from vplab.cli.terminal import messages, results, write_json
 from vplab.cli.tune_preview import Compared, Comparing, before_after_sheet
 from vplab.cli.tune_times import stage_times
-from vplab.cli.tune_watch import JobProgress, follow_job
+from vplab.cli.tune_watch import JobProgress, follow_job, raise_unless_succeeded
 from vplab.cli.typed_values import artifact_name
 from vplab.client import AsyncClient
 from vplab.client.datasets import Dataset, choose_shots, publish_dataset
+from vplab.client.options import Area
 from vplab.client.training.values import TuningJob, TuningMethodName, TuningOptions, TuningRequest
-from vplab.errors import Cancelled, Internal, InvalidInput, ResourceExhausted, VPLabError
+from vplab.errors import InvalidInput, ResourceExhausted, VPLabError
 
 _METHODS: tuple[TuningMethodName, ...] = get_args(TuningMethodName)
 _MAX_COMPARED = 12
+_NOT_PROMOTED = "not promoted"
+"""How the training service begins when an alias stayed where it was."""
 
 
 @verb
+@told_by_flags(TUNING)
 def tune(
     context: typer.Context,
     dataset: Annotated[str, typer.Option(metavar="NAME|DIR", help="Data set in the registry, or a folder to push.")],
@@ -78,10 +86,19 @@ def tune(
 
     Interrupted, the job goes on by itself and the same command follows it again.
 
-    Example: vplab tune --dataset ./result --shots 5 --adapter scratches --promote production --only-if-better
+    Example: vplab tune --dataset ./result --shots 5 --adapter scratches-adapter --promote production
     """
     if only_if_better and not promote:
         raise InvalidInput("--only-if-better says when to promote: name the alias with --promote", field="--promote")
+    if not Path(dataset).exists():
+        why = "a data set of the registry has its classes, only a folder's masks need them"
+        refuse_ignored(why, **{"class": classes, "binary": is_binary}, class_ids=is_binary is False)
+    if detach:
+        why = "with --detach nobody waits for the job's end"
+        refuse_ignored(why, sheet=sheet)
+        refuse_ignored(why, cancel_on_interrupt=cancels, leave_on_interrupt=cancels is False)
+    if no_sheet:
+        refuse_ignored("--no-sheet makes no picture", sheet=sheet)
     options = TuningOptions(
         num_steps=steps, learning_rate=learning_rate, lora_rank=rank, num_prompt_tokens=tokens, seed=seed
     )
@@ -101,16 +118,18 @@ def tune(
     local = read_source(Path(dataset), given, is_binary=is_binary) if Path(dataset).exists() else None
     work = _Tuning(where, request, local, shots, picture, detach, cancels)
     began = time.monotonic()
+    outlives_us = bool(where.named()) or where.home.running() is not None
     job, compared, interrupted = run_async(work.run())
     summary = _summary(job, compared, picture, time.monotonic() - began)
-    _report(summary, job)
+    _report(summary, job, promote)
     write_json(json_file, summary)
+    if detach and not job.is_done and not outlives_us:
+        commands = f"'vplab serve', or 'vplab jobs watch {job.name.rpartition('/')[2]}'"
+        text = f"nobody works on it: the services ended with this command. Run {commands}"
+        messages.print(text, style="yellow", markup=False)
     if interrupted:
         raise KeyboardInterrupt
-    if job.state == "failed":
-        raise Internal(f"{job.name} failed: {job.message or 'the training service does not say why'}")
-    if job.state == "cancelled":
-        raise Cancelled(f"{job.name} was cancelled; no adapter was published")
+    raise_unless_succeeded(job)
     return ExitCode.OK
 
 
@@ -126,10 +145,13 @@ class _Tuning:
     cancels: bool | None
 
     async def run(self) -> tuple[TuningJob, list[Compared], bool]:
-        needs = ("training", "registry") if self.picture is None else ("training", "registry", "segmentation")
+        needs: list[Area] = ["training", "registry"]
+        if self.picture is not None:
+            needs.append("segmentation")
         async with connected(self.where, needs) as client:
+            segmenter = await model_name(client, self.request.segmenter, "segmenter", "--segmenter")
             whole, chosen, version = await self._data(client)
-            request = replace(self.request, data=version)
+            request = replace(self.request, data=version, segmenter=segmenter)
             record = _Record(self.where.home, {"addresses": self.where.named(), "request": asdict(request)})
             job = await self._begin(client, request, record)
             if self.detaches:
@@ -282,7 +304,7 @@ def _summary(job: TuningJob, compared: list[Compared], picture: Path | None, sec
     }
 
 
-def _report(summary: dict[str, Any], job: TuningJob) -> None:
+def _report(summary: dict[str, Any], job: TuningJob, alias: str) -> None:
     if job.adapter is None:
         results.print(f"{job.name}: {job.state}", markup=False)
         return
@@ -290,10 +312,16 @@ def _report(summary: dict[str, Any], job: TuningJob) -> None:
     validation = ""
     if {"validation_iou_before", "validation_iou_after"} <= set(metrics):
         validation = f": IoU {metrics['validation_iou_before']:.3f} -> {metrics['validation_iou_after']:.3f}"
-        validation += " on validation images"
+        # Too few images to leave some out: what was measured on is what was learned from.
+        is_unseen = metrics.get("validation_is_held_out", 1.0) > 0
+        validation += " on validation images" if is_unseen else " on the images it was tuned on"
     results.print(f"{job.adapter.name} {job.adapter.digest[:12]}{validation}", markup=False)
     if job.promotion:
         results.print(job.promotion, markup=False)
+    if not job.promotion or job.promotion.startswith(_NOT_PROMOTED):
+        short = job.adapter.name.removeprefix("artifacts/").replace("/versions/", "@")
+        command = promote_command(short, alias or "production")
+        results.print(f"no alias names it yet: 'vplab {command}' lets services serve it", markup=False)
     compared = summary["compared"]
     if compared:
         before, after = (float(np.mean([pair[key] for pair in compared])) for key in ("iou_before", "iou_after"))

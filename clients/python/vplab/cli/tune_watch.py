@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vplab.cli.terminal import messages
 from vplab.client import AsyncClient
 from vplab.client.training.values import TuningEvent, TuningJob, TuningProgress
-from vplab.errors import DeadlineExceeded, OutOfRange, ResourceExhausted, Unavailable
+from vplab.errors import Cancelled, DeadlineExceeded, Internal, OutOfRange, ResourceExhausted, Unavailable
 
 _PATIENCE_S = 60.0
 """How long the training service may be away before the command gives up; the job does not need it."""
@@ -52,6 +52,14 @@ async def follow_job(client: AsyncClient, job: TuningJob, on_event: Callable[[Tu
                 raise
             await asyncio.sleep(error.retry_after_s or pause_s)
             pause_s = min(pause_s * 2, _PAUSE_S[1])
+
+
+def raise_unless_succeeded(job: TuningJob) -> None:
+    """Raise Internal for a job that failed, Cancelled for one that was."""
+    if job.state == "failed":
+        raise Internal(f"{job.name} failed: {job.message or 'the training service does not say why'}")
+    if job.state == "cancelled":
+        raise Cancelled(f"{job.name} was cancelled; no adapter was published")
 
 
 class JobProgress:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 
 from vplab.client.datasets import Dataset, DatasetItem, PackedMasks, read_coco, read_folder, write_coco, write_folder
@@ -50,6 +51,16 @@ def decoded(path: Path) -> dict[str, dict[int, np.ndarray]]:
 def _box(mask: np.ndarray) -> tuple[int, ...]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
+
+
+def test_an_image_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    path = write_coco(dataset(), tmp_path)
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE_HW, 3), np.uint8)).save(noise, "PNG")
+    (tmp_path / "images" / "line__1.png").write_bytes(noise.getvalue()[: len(noise.getvalue()) // 2])
+    with pytest.raises(InvalidInput) as caught:
+        read_coco(path)
+    assert [(v.field, "cut off" in v.description) for v in caught.value.violations] == [("line__1.png", True)]
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

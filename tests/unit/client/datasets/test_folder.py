@@ -113,6 +113,27 @@ def test_binary_masks_may_be_lossy_and_of_any_value(folder: Path) -> None:
     np.testing.assert_array_equal(second.masks[1], LABELS > 0)
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("JPEG", ".jpg"), ("WEBP", ".webp")])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_lossy_masks_show_by_themselves_whether_they_are_binary(
+    folder: Path, kind: str, suffix: str, shape: tuple[int, ...]
+) -> None:
+    large = np.kron(LABELS > 0, np.ones((16, 16))).astype(np.uint8) * 255
+    for name, seed, mask in (("a.jpg", 1, large), ("b.png", 2, np.zeros_like(large))):
+        (folder / "images" / name).write_bytes(picture(seed, large.shape))
+        (folder / "masks" / name).with_suffix(".png").unlink()
+        grey = np.broadcast_to(mask.reshape(*mask.shape, *[1] * len(shape)), (*mask.shape, *shape))
+        (folder / "masks" / name).with_suffix(suffix).write_bytes(png(np.ascontiguousarray(grey), kind))
+    first, second = read_folder(folder).items
+    assert list(first.masks) == [1]
+    np.testing.assert_array_equal(first.masks[1], large > 0)
+    assert not second.masks
+    assert "save it as PNG" in problems_of(folder, is_binary=False)[f"masks/a{suffix}"]
+    ids = np.kron(LABELS, np.ones((16, 16), np.uint8)) * 40
+    (folder / "masks" / f"a{suffix}").write_bytes(png(ids, kind))
+    assert "class ids need PNG" in problems_of(folder)[f"masks/a{suffix}"]
+
+
 @pytest.mark.parametrize(
     ("break_it", "file", "why"),
     [

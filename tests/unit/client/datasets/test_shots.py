@@ -31,7 +31,41 @@ def test_shots_show_every_class_and_more_shots_contain_fewer() -> None:
     assert names(5) != names(5, seed=1)
 
 
-@pytest.mark.parametrize("num_shots", [0, 11])
+def test_images_with_some_classes_come_when_those_with_all_are_used_up() -> None:
+    assert [int(name.removesuffix(".png")) % 2 for name in names(20)] == [1] * 10 + [0] * 10
+
+
+@pytest.mark.parametrize("num_shots", [0, 21])
 def test_shots_that_are_not_there_are_refused(num_shots: int) -> None:
-    with pytest.raises(InvalidInput, match="10 of 20 images show every class"):
+    with pytest.raises(InvalidInput, match="20 of 20 images show a class"):
         names(num_shots)
+
+
+def apart(*shown: tuple[int, ...]) -> Dataset:
+    """A data set of three classes whose images show these."""
+    classes = (*CLASSES, SegmentClass(3, "stain"))
+    items = [
+        DatasetItem(f"{index}.png", b"", (8, 8), PackedMasks({c: np.ones((8, 8), bool) for c in ids}))
+        for index, ids in enumerate(shown)
+    ]
+    return Dataset(classes, tuple(items))
+
+
+def test_classes_on_different_images_are_all_covered() -> None:
+    parts = apart(*[(1,)] * 6, *[(2,)] * 4, *[(3,)] * 2, ())
+    for seed in range(5):
+        first = choose_shots(parts, 3, seed).items
+        assert sorted(c for item in first for c in item.masks) == [1, 2, 3]
+        assert choose_shots(parts, 5, seed).items[:3] == first
+    assert len({choose_shots(parts, 3, seed).items for seed in range(5)}) > 1
+    with pytest.raises(InvalidInput, match="2 shots cannot show all 3 classes"):
+        choose_shots(parts, 2)
+
+
+def test_the_fewest_images_cover() -> None:
+    assert [sorted(i.masks) for i in choose_shots(apart((1,), (2,), (1, 2), (3,), (1,)), 2).items] == [[1, 2], [3]]
+
+
+def test_a_class_on_no_image_is_named() -> None:
+    with pytest.raises(InvalidInput, match="32 pixels of stain"):
+        choose_shots(apart((1,), (2,)), 2)

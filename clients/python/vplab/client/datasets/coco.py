@@ -19,7 +19,7 @@ from vplab.client.datasets.names import picture_names, write_new
 from vplab.client.datasets.values import MAX_CLASSES, Dataset, DatasetItem, DatasetLimits, PackedMasks
 from vplab.client.segmentation.values import SegmentClass
 from vplab.errors import InvalidInput
-from vplab.vision.images import read_size_hw
+from vplab.vision.images import decode_image
 from vplab.vision.mask_formats import (
     coco_polygons_to_mask,
     coco_rle_to_mask,
@@ -186,13 +186,15 @@ def _read_images(
         path, shown = found
         try:
             data = path.read_bytes()
-            size_hw = read_size_hw(data, limits.image)
+            # Not the header alone: a file that was cut off on its way is found here and not when it is trained on.
+            height, width = decode_image(data, limits.image).shape[:2]
         except OSError as error:
             problems.add(shown, f"cannot be read: {error.strerror or error}")
             continue
         except InvalidInput as error:
             problems.add_error(shown, error)
             continue
+        size_hw = (height, width)
         if said is not None and said != size_hw:
             problems.add(shown, f"is {size_hw[1]} x {size_hw[0]}, its annotations are for {said[1]} x {said[0]}")
         if image_id in pictures:

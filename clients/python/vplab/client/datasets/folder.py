@@ -16,11 +16,10 @@ from vplab.client.segmentation.values import SegmentClass
 from vplab.errors import InvalidInput
 from vplab.vision.images import decode_image
 from vplab.vision.label_images import decode_edited_labels, label_png
+from vplab.vision.lossy_masks import is_lossy, lossy_mask
 
 CLASSES_FILE = "classes.csv"
 _CLASS_TABLES = (CLASSES_FILE, "results.csv")
-_LOSSY = (b"\xff\xd8\xff", b"RIFF")
-_HALF = 128
 
 
 def read_folder(
@@ -35,7 +34,8 @@ def read_folder(
     A mask holds class ids (grey or palette), or the classes' colours, or is binary. classes: empty reads them from
     ``classes.csv`` or ``results.csv`` (columns class_id and class) and else takes those that the masks hold.
     is_binary: any value but 0 is the one class (of JPEG and WebP, any above 127); None finds out: masks of nothing but
-    0 and 255 are. Raises InvalidInput with a violation for each file that is wrong.
+    0 and 255 are, in JPEG and WebP but for the edges; other lossy masks are refused.
+    Raises InvalidInput with a violation for each file that is wrong.
     """
     root = Path(folder)
     limits = limits or DatasetLimits()
@@ -50,7 +50,7 @@ def read_folder(
     problems.raise_if_any()
     read = []
     for image, mask in pairs:
-        found = _read_pair(root, image, mask, bool(is_binary), limits, problems)
+        found = _read_pair(root, image, mask, is_binary, limits, problems)
         if found is not None:
             read.append(found)
     check_duplicates([(item.file_name, item.image) for item, _ in read], problems)
@@ -135,7 +135,7 @@ def _read_classes(root: Path) -> list[SegmentClass]:
 
 
 def _read_pair(
-    root: Path, image: Path, mask: Path, is_binary: bool, limits: DatasetLimits, problems: Problems
+    root: Path, image: Path, mask: Path, is_binary: bool | None, limits: DatasetLimits, problems: Problems
 ) -> Read | None:
     before = len(problems)
     try:
@@ -161,11 +161,11 @@ def _read_pair(
     return DatasetItem(image.name, data, (height, width), masks), _key(root, mask)
 
 
-def _labels(data: bytes, is_binary: bool, limits: DatasetLimits) -> NDArray[np.uint8]:
+def _labels(data: bytes, is_binary: bool | None, limits: DatasetLimits) -> NDArray[np.uint8]:
+    if is_lossy(data):
+        return np.where(lossy_mask(data, limits.image, is_binary=is_binary), 255, 0).astype(np.uint8)
     if not is_binary:
         return decode_edited_labels(data, limits.image)
-    if data.startswith(_LOSSY):
-        return np.where(decode_image(data, limits.image).max(axis=2) >= _HALF, 255, 0).astype(np.uint8)
     return np.where(decode_edited_labels(data, limits.image) > 0, 255, 0).astype(np.uint8)
 
 

@@ -47,7 +47,8 @@ async def ensure_artifact(
     except AlreadyExists:
         found = await registry.get_artifact(f"artifacts/{artifact_id}")
         if found.kind != kind:
-            raise FailedPrecondition(f"{found.name} holds {found.kind} versions, not {kind}") from None
+            message = f"{found.name} holds {found.kind} versions, not {kind}; choose another name"
+            raise FailedPrecondition(message) from None
 
 
 async def find_among_newest(
