@@ -109,7 +109,7 @@ def clicks_beside(measuring: Measuring, clicks: Work, bulk: Bulk, rate_per_s: fl
     """Measure clicks that arrive at a rate on the idle machine, then beside the bulk, as many times as pairs."""
     with measuring.calling(clicks):
         for pair in range(num_pairs):
-            yield {"pair": pair, "is_busy": False, **measuring.arriving(rate_per_s)}
+            yield measuring.arriving(rate_per_s, {"pair": pair, "is_busy": False})
             with bulk.going_on() as done:
-                row = measuring.arriving(rate_per_s)
-            yield {"pair": pair, "is_busy": True, **row, "bulk": done}
+                row = measuring.arriving(rate_per_s, {"pair": pair, "is_busy": True, "bulk": done})
+            yield row
