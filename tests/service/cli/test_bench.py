@@ -96,6 +96,23 @@ def test_images_that_are_segmented_are_new_in_every_call(
     assert f"artifacts/{left[0]} could not be deleted" in ran.err
 
 
+def test_clicks_are_measured_beside_segmentation_in_bulk(
+    vplab: Vplab, tmp_path: Path, segmentation: FakeSegmentation
+) -> None:
+    adapters = ("--adapters", "one,two", "--beside-rate", "20")
+    ran = vplab("bench", "--out", "out", "--beside", "segment", "--pairs", "1", *adapters, *SHORT)
+    assert ran.code == 0, ran.text
+    idle, busy = report(tmp_path)["beside"]
+    assert "bulk" not in idle
+    assert busy["bulk"]["kind"] == "segment"
+    assert busy["bulk"]["images_per_s"] > 0
+    assert busy["bulk"]["lasted"]
+    assert report(tmp_path)["p95_beside_ratio"] > 0
+    assert set(segmentation.adapters_asked) == {"artifacts/one", "artifacts/two"}
+    clicks = [click for click in segmentation.predictions_asked if click.image.digest]
+    assert {click.models.adapter for click in clicks} == {"artifacts/one", "artifacts/two"}
+
+
 def test_calls_that_fail_are_counted_by_code(vplab: Vplab, tmp_path: Path, segmentation: FakeSegmentation) -> None:
     def refuse() -> None:
         if len(segmentation.predictions_asked) > 10:
@@ -136,14 +153,17 @@ def test_ctrl_c_keeps_what_was_measured(vplab: Vplab, tmp_path: Path, segmentati
         (("--concurrency", "", "--rate", "5"), "--concurrency: '' is no list of numbers"),
         (("--rate", ","), "--rate: ',' is no list of rates"),
         (("--rate", "-2"), "--rate: '-2' is no list of rates above 0"),
-        (("--beside", "tea"), "--beside: 'tea' is none of precompute, stream"),
+        (("--beside", "tea"), "--beside: 'tea' is none of precompute, stream, segment"),
         (("--growth", "objects,beards"), "--growth: 'beards' is none of"),
         (("--growth", ","), "--growth: takes all, or some of"),
         (("--work", "embed", "--adapters", "4"), "--work embed would not use it"),
         (("--work", "embed", "--objects", "4"), "--objects: goes with --work click or --work click-image or --beside"),
         (("--work", "embed", "--beside", "precompute"), "--work: goes with"),
         (("--beside", "precompute", "--growth", "objects", "--work", "click"), "--growth objects would not use it"),
-        (("--prompt-set", "parts"), "--prompt-set: goes with --work segment; --work click would not use it"),
+        (
+            ("--prompt-set", "parts"),
+            "--prompt-set: goes with --work segment or --beside segment; --work click would not",
+        ),
         (("--work", "segment", "--prompt-set", "parts", "--segmenter", "mine"), "a prompt set has its segmenter"),
         (("--encoder", "mine"), "--encoder: goes with --work embed or"),
         (("--pairs", "2"), "--pairs: goes with --beside precompute"),

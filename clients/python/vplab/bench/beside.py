@@ -1,4 +1,4 @@
-"""Clicks while the same machine embeds in bulk."""
+"""Clicks while the same machine embeds or segments in bulk."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -35,17 +35,21 @@ class Bulk:
     site: Site
     pictures: Sequence[Picture]
     measuring: Measuring
+    prompt_set: str = ""
+    """What ``segment`` segments by."""
+    adapters: Sequence[str] = ("",)
+    """What it names in turn."""
 
     @contextmanager
     def going_on(self) -> Iterator[Row]:
         """Keep the machine busy; the row is filled when the context ends."""
         done: Row = {"kind": self.kind}
-        with self._precomputing(done) if self.kind == "precompute" else self._streaming(done):
+        with self._precomputing(done) if self.kind == "precompute" else self._calling(done):
             yield done
 
     @contextmanager
-    def _streaming(self, done: Row) -> Iterator[None]:
-        with self._embedding() as generators:
+    def _calling(self, done: Row) -> Iterator[None]:
+        with self._segmenting() if self.kind == "segment" else self._embedding() as generators:
             generators.begin(self._step(self._needed_s() + self.measuring.timeout_s))
             try:
                 yield
@@ -96,6 +100,10 @@ class Bulk:
 
     def _embedding(self) -> Generators:
         work = self.site.called.embeddings(self.pictures)
+        return Generators(work.target, work.requests)
+
+    def _segmenting(self) -> Generators:
+        work = self.site.called.segmentations(self.pictures, self.prompt_set, self.adapters)
         return Generators(work.target, work.requests)
 
     def _step(self, duration_s: float) -> Step:

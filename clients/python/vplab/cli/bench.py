@@ -52,7 +52,12 @@ def bench(
     ] = None,
     beside: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=f"Clicks on the idle machine and beside bulk work: {' or '.join(BULKS)}."),
+        typer.Option(
+            metavar="NAME",
+            help="Clicks on the idle machine and beside bulk work: "
+            + "; ".join(f"{name}: {what}" for name, what in BULKS.items())
+            + ".",
+        ),
     ] = None,
     growth: Annotated[
         str | None, typer.Option(metavar="NAMES", help=f"How the cost of a call grows: all, or {', '.join(AXES)}.")
@@ -69,7 +74,7 @@ def bench(
         str, typer.Option(metavar="NAME", help=f"Encoder of images; else one for mask decoding.{_OWN}")
     ] = "",
     prompt_set: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Prompt set of --work segment; else a generated one.{_OWN}")
+        str, typer.Option(metavar="NAME", help=f"Prompt set to segment by; else a generated one.{_OWN}")
     ] = "",
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Measured in each step.")] = 10.0,
     warm_up: Annotated[float, typer.Option(min=0, max=600, help="Seconds before each step that do not count.")] = 2.0,
@@ -108,7 +113,7 @@ def bench(
         work=None if work is None else _name(work, tuple(WORKS), "--work"),
         concurrency=_concurrency(concurrency, is_default=rate is beside is growth is None),
         rates=_rates(rate),
-        beside=None if beside is None else _name(beside, BULKS, "--beside"),
+        beside=None if beside is None else _name(beside, tuple(BULKS), "--beside"),
         growth=_axes(growth),
         adapters=adapters,
         num_objects=objects,

@@ -16,7 +16,7 @@ _USERS: Mapping[str, tuple[str, ...]] = {
     "--work": tuple(f"--work {name}" for name in WORKS),
     "--adapters": ("--work click", "--work click-image", "--work segment", *_BESIDE),
     "--objects": _CLICKS,
-    "--prompt-set": ("--work segment",),
+    "--prompt-set": ("--work segment", "--beside segment"),
     "--encoder": ("--work embed", "--beside precompute", "--beside stream", *_EMBEDDING_AXES),
     "--segmenter": (
         *_CLICKS, "--work segment",
@@ -101,7 +101,7 @@ class Plan:
     @property
     def publishes_prompt_set(self) -> bool:
         """Whether images are segmented by a prompt set that has to be made."""
-        return not self.prompt_set and "--work segment" in self._measured()
+        return not self.prompt_set and bool(set(_USERS["--prompt-set"]) & set(self._measured()))
 
     def needs(self) -> list[Area]:
         """Return the services that calls and preparation go to."""
@@ -111,7 +111,9 @@ class Plan:
         if self.publishes_prompt_set or self.num_adapters or {"adapters", "references"} & set(self.growth):
             needs |= {"registry", "segmentation"}
         if self.beside:
-            needs |= {"embedding", "segmentation"}
+            needs.add("segmentation")
+            if self.beside != "segment":
+                needs.add("embedding")
             if self.beside == "precompute":
                 needs.add("registry")
         if self.growth:

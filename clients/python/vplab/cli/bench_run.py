@@ -134,14 +134,15 @@ class BenchRun:
         # All that an option names is looked up before the first call is measured, so that an error costs nothing.
         adapters = self._adapters(site)
         clicks = self._clicks(site, pictures, adapters) if plan.beside else None
+        prompt_set = plan.prompt_set or (self._made_prompt_set(site) if plan.publishes_prompt_set else "")
         if plan.concurrency or plan.rates:
-            work = self._work(site, pictures, adapters)
+            work = self._work(site, pictures, adapters, prompt_set)
             if plan.concurrency:
                 yield "sweep", lambda: _steps(measuring, work, measuring.closed, plan.concurrency)
             if plan.rates:
                 yield "arrivals", lambda: _steps(measuring, work, measuring.arriving, plan.rates)
         if plan.beside is not None and clicks is not None:
-            bulk = Bulk(plan.beside, site, pictures, measuring)
+            bulk = Bulk(plan.beside, site, pictures, measuring, prompt_set, adapters)
             rate, num_pairs = plan.beside_rate or _BESIDE_RATE, plan.num_pairs or _NUM_PAIRS
             yield "beside", lambda: clicks_beside(measuring, clicks, bulk, rate, num_pairs)
         if plan.growth:
@@ -166,20 +167,18 @@ class BenchRun:
             digests = site.digests(pictures)
         return site.called.clicks(pictures, digests, adapters, self._plan.objects_of_click, self._plan.seed)
 
-    def _work(self, site: Site, pictures: list[Picture], adapters: list[str]) -> Work:
+    def _work(self, site: Site, pictures: list[Picture], adapters: list[str], prompt_set: str) -> Work:
         plan = self._plan
         if plan.work_name == "embed":
             return site.called.embeddings(pictures)
         if plan.work_name == "segment":
-            return site.called.segmentations(pictures, self._prompt_set(site), adapters)
+            return site.called.segmentations(pictures, prompt_set, adapters)
         if plan.work_name == "click":
             return self._clicks(site, pictures, adapters)
         return site.called.clicks(pictures, None, adapters, plan.objects_of_click, plan.seed)
 
-    def _prompt_set(self, site: Site) -> str:
-        """Return the prompt set that was named, or one made for this run."""
-        plan = self._plan
-        return plan.prompt_set or site.prompt_set(make_pictures(1, plan.side_px, 1, plan.seed + 1))
+    def _made_prompt_set(self, site: Site) -> str:
+        return site.prompt_set(make_pictures(1, self._plan.side_px, 1, self._plan.seed + 1))
 
     def _growth(self, site: Site, measuring: Measuring) -> Iterator[Row]:
         for name, axis in axes_of(site, self._plan.growth, self._plan.num_images, self._plan.side_px):
