@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from fakes.bench_targets import AnsweringTarget
-from vplab.bench.generators import Generators
+from vplab.bench.generators import Generators, _main
 from vplab.bench.load import Step
 from vplab.bench.requests import UNIQUE, Requests
 from vplab.bench.samples import OK
@@ -77,6 +77,18 @@ def test_a_step_can_go_on_beside_other_work() -> None:
 def test_a_generator_that_cannot_connect_says_why() -> None:
     with pytest.raises(Internal, match="no way"), Generators(AnsweringTarget(breaks=True), REQUESTS):
         pass
+
+
+def test_a_generator_whose_parent_has_left_ends_silently(capfd: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    ours.close()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _main(theirs, AnsweringTarget(breaks=True), REQUESTS, 0, 1)
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_generator_that_dies_is_noticed() -> None:

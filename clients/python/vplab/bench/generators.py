@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection as Pipe
@@ -167,7 +167,8 @@ def _main(pipe: Pipe, target: Target, requests: Requests, rank: int, num_process
     except (BrokenPipeError, EOFError):
         return  # whoever wanted the figures has left
     except Exception:
-        pipe.send(traceback.format_exc())
+        with suppress(OSError):  # nobody is there to be told
+            pipe.send(traceback.format_exc())
 
 
 async def _serve(pipe: Pipe, target: Target, requests: Requests, rank: int, num_processes: int) -> None:
