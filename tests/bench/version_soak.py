@@ -1,27 +1,38 @@
-"""Memory while versions come and go: loads, runs and unloads the nano models for as long as wanted.
+"""Memory while versions come and go: loads, runs and unloads what the services serve, for as long as wanted.
 
-``python tests/bench/version_soak.py --minutes 60 --out OUT`` loads the encoder and the segmenter over and over with the
-services' own loaders, each new version before the old one leaves, runs batches of changing sizes, and writes
-OUT/version_soak.json: resident memory (and the GPU's, where one is used) after every cycle, and how much it grew from
-the second quarter of the time to the last.
+``python tests/bench/version_soak.py --minutes 60 --out OUT`` takes turns with the loaders of the services: an encoder,
+a segmenter, an adapter with a graph of its own, and a segmenter's bank, each loaded in a thread beside the one that
+runs, and before the version it replaces leaves; adapters are read into rows of the bank and evicted all the while.
+After each turn a line is added to OUT/version_soak.jsonl, so a run that is killed loses nothing: ``--judge`` says what
+the lines found so far mean. OUT/version_soak.json has the verdict, which ``--readme`` writes into services/README.md.
 """
 
 import argparse
-import gc
 import json
+import logging
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
+import safetensors.numpy
+import structlog
+from main_job import write_between
+from numpy.typing import NDArray
 
 from vplab.embedding.backends.onnx_encoders import OnnxEncoder, OnnxEncoderLoader
 from vplab.runtime.onnx_session import OnnxSettings, runs_on_cpu
 from vplab.runtime.server_info import resident_memory_bytes
+from vplab.segmentation.backends.onnx_banks import OnnxBank, OnnxBankLoader
 from vplab.segmentation.backends.onnx_segmenters import OnnxSegmenter, OnnxSegmenterLoader
 from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 
@@ -30,85 +41,200 @@ MODELS = ROOT / "services" / "vplab" / "registry" / "builtin"
 ENCODER, SEGMENTER = "nano-encoder", "nano-segmenter"
 BATCHES = (1, 2, 1, 4)
 """Sizes that take turns: a batch larger than the one before makes the arena grow."""
+ROWS_EACH_TURN = 8
+BANK_BYTES = 32 << 20
+"""Some 70 rows of the nano segmenter: all of them are written, evicted and written again within a minute."""
 MIB = 1 << 20
+MOST_MIB_PER_HOUR = 8.0
+"""At one load a second, a single page of 4 KiB that every load leaves behind is 14 MiB an hour."""
+LEAST_MINUTES = 10.0
+"""Of samples in the second half: in less, what caches and arenas still gather looks like a leak of MiB an hour."""
+_MOST_POINTS = 200
+
+Row = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--judge", action="store_true", help="measure nothing; judge the samples that are there")
+    parser.add_argument("--readme", action="store_true", help="write the table into services/README.md")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    settings = OnnxSettings()
-    rows: list[dict[str, float]] = []
-    began = time.monotonic()
-    kept: tuple[OnnxEncoder, OnnxSegmenter] | None = None
-    while time.monotonic() - began < 60 * arguments.minutes:
-        kept = cycle(settings, kept, BATCHES[len(rows) % len(BATCHES)])
-        gc.collect()
-        rows.append({"seconds": round(time.monotonic() - began, 2), "host_mib": resident_memory_bytes() / MIB})
-        if not runs_on_cpu(settings):
-            rows[-1]["gpu_mib"] = gpu_mib(settings.device_id)
-    report = {"cycles": len(rows), "grew": grown(rows), **described(), "rows": rows}
+    samples = arguments.out / "version_soak.jsonl"
+    if not arguments.judge:
+        # A line for each graph that is loaded would bury the verdict.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+        measure(samples, 60 * arguments.minutes)
+    head, rows = read(samples)
+    report = {**head, **verdict(rows)}
     (arguments.out / "version_soak.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in report.items() if key != "rows"}))
+    table = table_of(report)
+    print(table)
+    if arguments.readme:
+        write_between(ROOT / "services" / "README.md", "version soak", table)
 
 
-def cycle(
-    settings: OnnxSettings, kept: tuple[OnnxEncoder, OnnxSegmenter] | None, batch: int
-) -> tuple[OnnxEncoder, OnnxSegmenter]:
-    """Load both models beside those that are kept, run them, and let the old ones go."""
-    encoder_spec, segmenter_spec = (
-        spec_from_json((MODELS / n / "model.json").read_bytes()) for n in (ENCODER, SEGMENTER)
-    )
+def measure(path: Path, seconds: float) -> None:
+    """Write what made the figures, then a line for each turn, until the time is up or Ctrl-C."""
+    settings = OnnxSettings()
+    with path.open("w") as file, tempfile.TemporaryDirectory() as scratch:
+        print(json.dumps(described(settings)), file=file, flush=True)
+        began = time.monotonic()
+        try:
+            for kind in serving(settings, Path(scratch)):
+                row: Row = {"seconds": round(time.monotonic() - began, 2), "loaded": kind}
+                row["host_mib"] = round(resident_memory_bytes() / MIB, 3)
+                if not runs_on_cpu(settings):
+                    row["device_mib"] = device_mib(settings.device_id)
+                print(json.dumps(row), file=file, flush=True)
+                if row["seconds"] >= seconds:
+                    return
+        except KeyboardInterrupt:
+            return
+
+
+def read(path: Path) -> tuple[Row, list[Row]]:
+    """Return what made the figures, and the samples; a line that a kill has cut is left out."""
+    found = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    if len(found) < 2:
+        raise SystemExit(f"{path} has no samples")
+    return found[0], found[1:]
+
+
+@dataclass
+class Served:
+    """What a process of each kind has in memory."""
+
+    encoder: OnnxEncoder
+    segmenter: OnnxSegmenter
+    adapter: OnnxSegmenter
+    bank: OnnxBank
+    row_files: Path
+    """An adapter that is a row: every tensor as the base has it."""
+    next_row: int = 0
+    batches: deque[int] = field(default_factory=lambda: deque(BATCHES))
+
+
+def serving(settings: OnnxSettings, scratch: Path) -> Iterator[str]:
+    """Load one kind after the other, for ever; gives the kind once the version before it has left."""
+    encoder_spec, spec = (spec_from_json((MODELS / n / "model.json").read_bytes()) for n in (ENCODER, SEGMENTER))
     assert isinstance(encoder_spec, EncoderSpec)
-    assert isinstance(segmenter_spec, SegmenterSpec)
-    encoder = OnnxEncoderLoader(settings).load(ENCODER, MODELS / ENCODER, encoder_spec)
-    segmenter = OnnxSegmenterLoader(settings).load(SEGMENTER, "a segmenter", MODELS / SEGMENTER, segmenter_spec)
-    for each in ((encoder, segmenter), *([kept] if kept else [])):
-        run(*each, encoder_spec, segmenter_spec, batch)
-    return encoder, segmenter
+    assert isinstance(spec, SegmenterSpec)
+    (scratch / "adapter.safetensors").write_bytes(safetensors.numpy.save({}))
+    encoders, segmenters, banks = (
+        OnnxEncoderLoader(settings), OnnxSegmenterLoader(settings), OnnxBankLoader(settings, BANK_BYTES),
+    )  # fmt: skip
+    load: dict[str, Callable[[], Any]] = {
+        "encoder": lambda: encoders.load(ENCODER, MODELS / ENCODER, encoder_spec),
+        "segmenter": lambda: segmenters.load(SEGMENTER, "a segmenter", MODELS / SEGMENTER, spec),
+        "adapter": lambda: segmenters.load(SEGMENTER, "an adapter", MODELS / SEGMENTER, spec),
+        "bank": lambda: banks.load(SEGMENTER, "a bank", MODELS / SEGMENTER, spec),
+    }
+    served = Served(**{kind: make() for kind, make in load.items()}, row_files=scratch)
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+        while True:
+            for kind, make in load.items():
+                loading = thread.submit(make)
+                answer(served, banks, encoder_spec, spec)  # a version is loaded while others are at work
+                setattr(served, kind, loading.result())
+                answer(served, banks, encoder_spec, spec)
+                del loading
+                yield kind
 
 
-def run(
-    encoder: OnnxEncoder, segmenter: OnnxSegmenter, encoder_spec: EncoderSpec, spec: SegmenterSpec, batch: int
-) -> None:
-    """Encode a batch and decode a click on each of its images."""
+def answer(served: Served, banks: OnnxBankLoader, encoder_spec: EncoderSpec, spec: SegmenterSpec) -> None:
+    """Encode a batch of images, and decode a click on each by the segmenter, the adapter and rows of the bank."""
+    batch = served.batches[0]
+    served.batches.rotate(-1)
     side = encoder_spec.preprocessing.size
-    outputs = encoder.run(np.zeros((batch, 3, side, side), np.float32))
+    outputs = served.encoder.run(np.zeros((batch, 3, side, side), np.float32))
     place = next(i for i, output in enumerate(encoder_spec.outputs) if output.role == "image_embedding")
-    segmenter.run(
-        outputs[place],
+    clicks = (
+        cast("NDArray[np.float32]", outputs[place]),
         np.arange(batch),
         np.full((batch, 2, 2), side / 2, np.float32),
         np.tile(np.array([[1, -1]], np.float32), (batch, 1)),
         np.zeros((batch, 1, *spec.low_res_hw), np.float32),
         np.ones(batch, np.float32),
     )
+    served.segmenter.run(*clicks)
+    served.adapter.run(*clicks)
+    rows = [1 + (served.next_row + index) % served.bank.capacity for index in range(ROWS_EACH_TURN)]
+    served.next_row = rows[-1]
+    for row in rows:  # whoever was there is evicted
+        served.bank.write(row, banks.read_row(served.row_files, served.bank.layout))
+    served.bank.run(rows[:batch], *clicks)
 
 
-def grown(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Return by how many MiB the median of the last quarter exceeds that of the second."""
-    quarter = max(1, len(rows) // 4)
-    parts = rows[quarter : 2 * quarter], rows[-quarter:]
-    memories = [name for name in ("host_mib", "gpu_mib") if name in rows[-1]]
-    return {
-        name: round(statistics.median(r[name] for r in parts[1]) - statistics.median(r[name] for r in parts[0]), 2)
-        for name in memories
-    }
+def verdict(rows: Sequence[Row]) -> Row:
+    """Return peak, growth and whether memory is flat: None where the samples are too few to say."""
+    half_s = rows[-1]["seconds"] / 2
+    second_half = [row for row in rows if row["seconds"] >= half_s]
+    found: Row = {"num_loads": len(rows), "minutes": rows[-1]["seconds"] / 60, "most_mib_per_hour": MOST_MIB_PER_HOUR}
+    for memory in ("host_mib", "device_mib"):
+        if memory not in rows[-1]:
+            continue
+        per_s = slope([row["seconds"] for row in second_half], [row[memory] for row in second_half])
+        level = statistics.median(row[memory] for row in second_half)
+        found[memory] = {
+            "median": round(level, 1),
+            "peak": round(max(row[memory] for row in rows), 1),
+            "per_hour": None if per_s is None else round(3600 * per_s, 2),
+        }
+    slopes = [found[memory]["per_hour"] for memory in ("host_mib", "device_mib") if memory in found]
+    is_known = half_s >= 60 * LEAST_MINUTES and None not in slopes
+    return {**found, "is_flat": max(slopes) <= MOST_MIB_PER_HOUR if is_known else None}
 
 
-def gpu_mib(device: int) -> float:
-    """Return what this machine's GPU has in use."""
+def slope(seconds: Sequence[float], values: Sequence[float]) -> float | None:
+    """Return the median of the slopes between all pairs (Theil and Sen), which a few spikes do not move.
+
+    Many samples are first put together, by medians of neighbours.
+    """
+    size = -(-len(seconds) // _MOST_POINTS)
+    x, y = (
+        np.array([statistics.median(column[i : i + size]) for i in range(0, len(column), size)])
+        for column in (seconds, values)
+    )
+    first, second = np.triu_indices(len(x), 1)
+    steps = x[second] - x[first]
+    is_apart = steps > 0
+    if not is_apart.any():
+        return None
+    return float(np.median((y[second] - y[first])[is_apart] / steps[is_apart]))
+
+
+def table_of(report: Row) -> str:
+    """Return the verdict as Markdown."""
+    lines = ["| memory | median | peak | growth in the second half | at most | flat |", "|---|--:|--:|--:|--:|---|"]
+    said = {True: "yes", False: "**no**", None: "too short to say"}[report["is_flat"]]
+    for memory, name in (("host_mib", "of the process"), ("device_mib", "of the GPU")):
+        if memory in report:
+            found = report[memory]
+            per_hour = "-" if found["per_hour"] is None else f"{found['per_hour']:+.1f} MiB an hour"
+            bound = f"{report['most_mib_per_hour']:g}"
+            lines.append(
+                f"| {name} | {found['median']:.0f} MiB | {found['peak']:.0f} MiB | {per_hour} | {bound} | {said} |"
+            )
+    made = f"{report['machine']}, ONNX Runtime {report['onnxruntime']}, commit {report['commit']}"
+    loads = f"{report['num_loads']:,} versions loaded and unloaded in {report['minutes']:.1f} minutes"
+    return "\n".join([*lines, "", f"{loads} on {report['device']}; {made}."])
+
+
+def device_mib(device: int) -> float:
+    """Return what this machine's GPU has in use, by whomever."""
     query = ["nvidia-smi", f"--id={device}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     return float(subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip())
 
 
-def described() -> dict[str, Any]:
-    """Return what made the figures."""
+def described(settings: OnnxSettings) -> Row:
+    """Return what makes the figures."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    return {"commit": commit, "onnxruntime": ort.__version__, "machine": platform.machine()}
+    device = "the CPU" if runs_on_cpu(settings) else f"GPU {settings.device_id}"
+    return {"commit": commit, "onnxruntime": ort.__version__, "machine": platform.machine(), "device": device}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ Bytes = Annotated[bytes, Body(media_type="application/octet-stream")]
 
 class _Api(ls.LitAPI):
     def __init__(self, route: str, batch: int, intra_op: int, store: Path) -> None:
-        # Two milliseconds to wait for others, as our own embedding service; without batching nothing waits.
+        # It gathers a batch only while it waits: two milliseconds, and without batching not at all.
         super().__init__(api_path=route, max_batch_size=batch, batch_timeout=0.002 if batch > 1 else 0.0)
         self.settings = intra_op, store
 

@@ -23,9 +23,6 @@ def tables_of(report: Row) -> str:
     works = list(dict.fromkeys(row["work"] for row in report["rows"]))
     parts += [servers_table(report["rows"], work) for work in works]
     parts += bench_tables({"beside": report["beside"], "growth": report["growth"]})
-    forms = "; ".join(f"{name}: {form}" for name, form in report["forms"].items())
-    if forms:
-        parts.append(f"Best of the forms that were tried - {forms}.")
     parts.append(made_by(report))
     return "\n\n".join(part for part in parts if part)
 
@@ -65,20 +62,21 @@ def servers_table(rows: Sequence[Row], work: str) -> str:
     """Return the medians over the rounds for one kind of call."""
     lines = [
         f"**{_TITLES[work]}**", "",
-        "| server | at a time | per second | of the bare loop | p50, ms | p99, ms | CPU, ms each | failed |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| server | form | at a time | per second | of the bare loop | p50, ms | p99, ms | CPU, ms each | failed |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]  # fmt: skip
     share_of = {id(row): _share(row, slot) for slot in _slots(rows, work) for row in slot}
     groups: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:
         if row["work"] == work:
-            form = row["form"] if row["server"] == BARE else ""
-            groups.setdefault((row["server"], row["concurrency"], form), []).append(row)
-    for (server, concurrency, form), group in groups.items():
+            groups.setdefault((row["server"], row["concurrency"], row["form"]), []).append(row)
+    # The bare loop first; servers that had another form at some concurrency were measured later.
+    for (server, concurrency, form), group in sorted(groups.items(), key=lambda item: (item[0][0] != BARE, item[0][1])):
         shares = [share for row in group if (share := share_of[id(row)]) is not None]
         p50, p99 = (_median(group, lambda row, name=name: row["latency_s"][name]) for name in ("p50", "p99"))
         cells = (
-            f"{server}, {form}" if form else server,
+            server,
+            form,
             concurrency,
             f"{_median(group, lambda row: row['throughput_per_s']):.1f}",
             f"{statistics.median(shares):.2f}" if shares else "",
@@ -132,10 +130,11 @@ def behind_of(rows: Sequence[Row], peer: str) -> list[str]:
 def made_by(report: Row) -> str:
     """Return the machine, the commits and the settings."""
     settings = report["settings"]
+    callers = ", ".join(map(str, settings["concurrency"]))
     made = "; ".join(sorted({f"{made['machine']}, commit {made['commit']}" for made in report["made"].values()}))
     return (
-        f"{made}. Nano models, {settings['images']} images of {settings['side']} pixels, {settings['seconds']:g} s for "
-        f"each step, {settings['rounds']} rounds."
+        f"{made}. Nano models, {settings['images']} images of {settings['side']} pixels; {callers} calls at a time, "
+        f"{settings['seconds']:g} s for each step, medians of {settings['rounds']} rounds."
     )
 
 

@@ -1,9 +1,10 @@
 """One run of all servers of the comparison under the same load, and the bare loop beside them.
 
 ``python tests/bench/peers/run.py --out OUT`` measures clicks and embeddings, at every concurrency one server after the
-other, and the whole of it ``--rounds`` times; then, for our services alone, clicks beside bulk work and how costs grow,
-which are ``vplab bench --beside precompute`` and ``--growth all``. It writes OUT/peers.json and OUT/peers.md, and with
-``--readme`` the tables into this folder's README and their summary into the README of the project.
+other, each in the form that a short trial found best there, and the whole of it ``--rounds`` times; then, for our own
+services, clicks beside bulk work and how costs grow: ``vplab bench --beside precompute`` and ``--growth all``. Writes
+OUT/peers.json and OUT/peers.md, and with ``--readme`` the tables into this folder's README and their summary into the
+README of the project.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,9 @@ from vplab.bench.samples import figures
 from vplab.evaluation.software import describe_software
 
 HERE = Path(__file__).resolve().parent
-CONCURRENCY = (1, 2, 4, 8, 16)
+CONCURRENCY = (1, 4, 8, 16)
 WORKS = ("click", "embed")
 PARTS = ("servers", "beside", "growth")
-PROBE_CALLERS = 8
 # The forms of the bare loop on a machine of N cores: runs that use all of them, or one on each.
 _CORES = os.cpu_count() or 1
 BARE_FORMS = ((1, _CORES), (_CORES, 1)) if _CORES > 1 else ((1, 1),)
@@ -48,14 +48,14 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "peers.json"
     settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
-    report: Row = {"settings": settings, "forms": {}, "rows": [], "beside": [], "growth": [], "made": {}}
+    report: Row = {"settings": settings, "trials": [], "rows": [], "beside": [], "growth": [], "made": {}}
     if path.exists():  # parts that are not measured now stay as an earlier run found them
         report = {**json.loads(path.read_text()), "settings": settings}
     made = describe_software()
     for part in arguments.parts:
         report["made"][part] = made
         if part == "servers":
-            report |= {"rows": [], "forms": {}}
+            report |= {"rows": [], "trials": []}
             Comparison(arguments, report, path).run()
         else:
             report[part] = bench(part, arguments)
@@ -75,15 +75,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--servers", nargs="*", default=list(SERVERS), choices=list(SERVERS))
     parser.add_argument("--works", nargs="*", default=list(WORKS), choices=WORKS)
     parser.add_argument("--concurrency", type=int, nargs="*", default=list(CONCURRENCY))
-    parser.add_argument("--seconds", type=float, default=8.0, help="measured at each concurrency")
-    parser.add_argument("--warm-up", type=float, default=2.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--probe-seconds", type=float, default=5.0, help="for each form of a peer; 0 takes the first")
+    parser.add_argument("--seconds", type=float, default=4.0, help="measured at each concurrency")
+    parser.add_argument("--warm-up", type=float, default=1.0)
+    parser.add_argument("--rounds", type=odd, default=3, help="odd, so that a median is one that was measured")
+    parser.add_argument(
+        "--probe-seconds",
+        type=float,
+        default=2.0,
+        help="for each form of a peer at each concurrency; 0 takes the first",
+    )
     parser.add_argument("--venvs", type=Path, help="folder of the peers' virtual environments; else OUT/venvs")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
     parser.add_argument("--readme", action="store_true", help="write the tables into the READMEs")
     return parser.parse_args()
+
+
+def odd(text: str) -> int:
+    number = int(text)
+    if number < 1 or number % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not an odd number")
+    return number
 
 
 class Comparison:
@@ -101,19 +113,19 @@ class Comparison:
     def run(self) -> None:
         """Measure one work after the other."""
         for work in self._arguments.works:
-            forms = {name: self._best_form(name, work) for name in self._arguments.servers}
-            self._report["forms"] |= {f"{name}, {work}": str(form) for name, form in forms.items()}
-            with ExitStack() as stack:
-                running = [stack.enter_context(self._serving(name, form, work)) for name, form in forms.items()]
-                self._measure_in_turns(work, running)
+            best = {name: self._best_forms(name, work) for name in self._arguments.servers}
+            for concurrencies, forms in alike(best, self._arguments.concurrency):
+                with ExitStack() as stack:
+                    running = [stack.enter_context(self._serving(name, form, work)) for name, form in forms.items()]
+                    self._measure_in_turns(work, running, concurrencies)
 
-    def _measure_in_turns(self, work: str, running: "list[Running]") -> None:
+    def _measure_in_turns(self, work: str, running: "list[Running]", concurrencies: list[int]) -> None:
         """Measure every server and the bare loop within the same minute, at each concurrency, in every round.
 
         All servers run all the time, and all but one are idle: what the machine does besides drifts within minutes.
         """
         for number in range(self._arguments.rounds):
-            for concurrency in self._arguments.concurrency:
+            for concurrency in concurrencies:
                 slot = {"round": number, "slot": concurrency}
                 rows = measure_bare(work, self._arguments)
                 for one in running:
@@ -126,18 +138,22 @@ class Comparison:
                 self._report["rows"] += [{**row, **slot} for row in rows]
                 self._path.write_text(json.dumps(self._report, indent=1) + "\n")
 
-    def _best_form(self, name: str, work: str) -> Form:
-        """Return the form in which a server answers most calls, each tried for a short while."""
-        forms = SERVERS[name].forms
+    def _best_forms(self, name: str, work: str) -> dict[int, Form]:
+        """Return, for each concurrency, the form in which a server answers most calls, each tried for a short while."""
+        forms, concurrencies = SERVERS[name].forms, self._arguments.concurrency
         if len(forms) == 1 or not self._arguments.probe_seconds:
-            return forms[0]
-        rates = {}
+            return dict.fromkeys(concurrencies, forms[0])
+        rates: dict[int, dict[Form, float]] = {concurrency: {} for concurrency in concurrencies}
         for form in forms:
+            # A caller alone would only wait for others to share his batch.
+            tried = [concurrency for concurrency in concurrencies if concurrency > 1 or form.batch == 1]
             with self._serving(name, form, work) as running:
-                row = running.measure(PROBE_CALLERS, self._arguments.probe_seconds, self._arguments.warm_up)
-            show({**row, "work": work})
-            rates[form] = row["throughput_per_s"]
-        return max(rates, key=rates.__getitem__)
+                for concurrency in tried:
+                    row = running.measure(concurrency, self._arguments.probe_seconds, self._arguments.warm_up)
+                    self._report["trials"].append({**row, "work": work})
+                    show(self._report["trials"][-1])
+                    rates[concurrency][form] = row["throughput_per_s"]
+        return {concurrency: max(found, key=found.__getitem__) for concurrency, found in rates.items()}
 
     @contextmanager
     def _serving(self, name: str, form: Form, work: str) -> "Iterator[Running]":
@@ -179,6 +195,19 @@ class Running:
             "mask_iou_min": self.mask_iou_min,
             "cpu_s_per_item": cpu_s / rate if rate else None,
         }
+
+
+def alike(
+    best: Mapping[str, Mapping[int, Form]], concurrencies: Sequence[int]
+) -> list[tuple[list[int], dict[str, Form]]]:
+    """Return the concurrencies at which every server has the same form, and those forms.
+
+    Only these are measured by the same processes: a server in two forms at once would have twice the idle workers.
+    """
+    groups: dict[tuple[Form, ...], list[int]] = {}
+    for concurrency in concurrencies:
+        groups.setdefault(tuple(forms[concurrency] for forms in best.values()), []).append(concurrency)
+    return [(found, dict(zip(best, forms, strict=True))) for forms, found in groups.items()]
 
 
 def python_of(name: str, folder: Path) -> Path:

@@ -57,8 +57,8 @@ class Form:
 
 
 _CORES = os.cpu_count() or 1
-PEER_FORMS = (Form(_CORES, 1), Form(_CORES, 1, batch=4), Form(1, _CORES, batch=4))
-"""A worker on each core, without and with batching, and one worker that uses all of them."""
+PEER_FORMS = tuple(Form(*cores, batch) for cores in dict.fromkeys([(_CORES, 1), (1, _CORES)]) for batch in (1, 4))
+"""A worker on each core, and one whose runs use all of them; each without and with batching."""
 
 
 class Server(ABC):
@@ -66,7 +66,7 @@ class Server(ABC):
 
     name: str
     forms: tuple[Form, ...] = PEER_FORMS
-    """What is tried; the one with the highest throughput is measured."""
+    """What is tried; at each concurrency the one with the highest throughput is measured."""
     end_timeout_s = 5.0
     """How long it may take to end by itself; it has nothing to lose."""
 

@@ -21,14 +21,14 @@ PICTURES = make_pictures(2, 128, num_points=4)
 MODELS = {"default_segmenter": f"artifacts/{SEGMENTER}", "default_feature_encoder": f"artifacts/{ENCODER}"}
 
 
-async def adapters(running: Running, address: str, wanted: str, *, is_own: bool = True) -> list[str]:
+async def adapters(running: Running, address: str, number: int, *, is_own: bool = True) -> list[str]:
     """Ask for adapters and click with each of them, as a run does."""
 
     def prepare() -> list[str]:
         with Client(segmentation=address, registry=running.registry_address, options=ClientOptions()) as client:
             site = Site(client, Called(client.addresses, ClientOptions()), is_own=is_own)
-            found = site.adapters(wanted)
-            site.digests(PICTURES, found)
+            found = site.some_adapters(number)
+            site.load(found)
             return found
 
     return await asyncio.to_thread(prepare)
@@ -36,7 +36,7 @@ async def adapters(running: Running, address: str, wanted: str, *, is_own: bool 
 
 async def test_stand_ins_are_versions_that_are_served(tmp_path: Path) -> None:
     async with tiny_site(tmp_path) as (site, serving):
-        found = await adapters(site, serving.address, "3")
+        found = await adapters(site, serving.address, 3)
         assert len(set(found)) == 3
         served = [model.name for model in serving.service.served_models() if model.role == "adapter"]
         assert sorted(served) == sorted(found)
@@ -44,11 +44,11 @@ async def test_stand_ins_are_versions_that_are_served(tmp_path: Path) -> None:
 
 async def test_somebodys_registry_is_searched_and_not_written(tmp_path: Path) -> None:
     async with tiny_site(tmp_path) as (site, serving):
-        await adapters(site, serving.address, "2")  # adapters that fit, whoever made them
-        found = await adapters(site, serving.address, "2", is_own=False)
+        await adapters(site, serving.address, 2)  # adapters that fit, whoever made them
+        found = await adapters(site, serving.address, 2, is_own=False)
         assert len(set(found)) == 2
         with pytest.raises(InvalidInput, match="has 2 adapters"):
-            await adapters(site, serving.address, "3", is_own=False)
+            await adapters(site, serving.address, 3, is_own=False)
 
 
 async def test_a_prompt_set_in_somebodys_registry_is_deleted_afterwards(tmp_path: Path) -> None:
@@ -84,5 +84,5 @@ async def site(tmp_path: Path, banked: Path) -> AsyncIterator[Running]:
 @pytest.mark.slow
 async def test_where_the_segmenter_has_a_bank_they_are_rows_of_it(site: Running) -> None:
     async with site.segmentation(**MODELS) as serving:
-        await adapters(site, serving.address, "5")
+        await adapters(site, serving.address, 5)
         assert metrics.BANK_ADAPTERS._value.get() == 5

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from fakes.vplab_command import Vplab, ended, wait_for
 
@@ -37,6 +38,9 @@ def test_a_deployment_of_its_own_is_measured_and_taken_away(vplab: Vplab, tmp_pa
     assert busy["bulk"]["num_failed"] == 0
     assert found["p95_beside_ratio"] > 0
     assert "| segmentation | grpc_server_handling_seconds" in (out / "bench.md").read_text()
+    assert f"measuring services of its own, below {out / 'services'}" in ran.stderr
+    assert "| mean ms by callers | stage | 2 |" in (out / "bench.md").read_text()
+    assert "| mean ms by beside the clicks | stage | nothing | precompute |" in (out / "bench.md").read_text()
     assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.md", "bench.png"]
     assert not vplab.home.exists(), "the user's own services are not touched"
 
@@ -57,14 +61,17 @@ def test_embeddings_segmentations_and_growing_costs_are_measured(vplab: Vplab, t
     assert "| images of one embedding call |" in ran.stdout
 
 
-def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_running(vplab: Vplab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_measured_and_leaves_nothing_running(
+    vplab: Vplab, tmp_path: Path, number: signal.Signals
+) -> None:
     out = tmp_path / "out"
     command = ("bench", "--out", out, "--concurrency", "1,2,3", "--seconds", "600", *SHORT[2:])
     with ended(vplab.start(*command)) as process:
         wait_for(lambda: (out / "services" / "logs").exists())
         # Generators are the last to start: then clicks are under way, or about to be.
         wait_for(lambda: any(is_generator(child) for child in children_of(process.pid)))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     found = report(out)

@@ -1,9 +1,10 @@
 """The comparison with other servers: its goals, its messages, and that the work behind every server is one."""
 
+import argparse
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -89,6 +90,75 @@ def test_the_work_gives_the_same_masks_in_batches_and_alone_and_from_another_pro
         assert work.Click.from_bytes(click.to_bytes()).digest == click.digest
     with pytest.raises(KeyError):
         work.Work(intra_op_threads=1).click(clicks)
+
+
+def test_concurrencies_are_measured_together_where_every_server_has_the_same_form(load: Load) -> None:
+    form = load("servers").Form
+    alone, batched = form(1, 2), form(2, 1, 4)
+    best = {"vplab": dict.fromkeys((1, 4, 8), form()), "litserve": {1: alone, 4: batched, 8: alone}}
+    assert load("run").alike(best, (1, 4, 8)) == [
+        ([1, 8], {"vplab": form(), "litserve": alone}),
+        ([4], {"vplab": form(), "litserve": batched}),
+    ]
+
+
+def test_a_peer_is_tried_with_and_without_batches_on_one_worker_and_on_many(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    forms = importlib.reload(load("servers")).PEER_FORMS
+    assert [(form.workers, form.intra_op, form.batch) for form in forms] == [
+        (2, 1, 1), (2, 1, 4), (1, 2, 1), (1, 2, 4),
+    ]  # fmt: skip
+
+
+def test_each_concurrency_gets_the_form_that_answered_most_calls_there(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load("run")
+    rates = {(1, 1): 50.0, (1, 2): 90.0, (4, 1): 60.0, (4, 2): 70.0}  # by batch and workers, at 8 callers
+
+    class Trial:
+        def __init__(self, form: Any) -> None:
+            self._form = form
+
+        def measure(self, concurrency: int, seconds: float, warm_up_s: float) -> Any:
+            assert concurrency > 1 or self._form.batch == 1, "nobody alone waits for a batch"
+            rate = rates[self._form.batch, self._form.workers] if concurrency > 1 else 10.0 / self._form.workers
+            return {**row("litserve", rate), "form": str(self._form), "generator": {"busiest_share": 0.1}}
+
+    @contextmanager
+    def serving(self: Any, name: str, form: Any, work: str) -> Iterator[Trial]:
+        yield Trial(form)
+
+    forms = [run.Form(workers, 3 - workers, batch) for workers in (1, 2) for batch in (1, 4)]
+    monkeypatch.setattr(run.SERVERS["litserve"], "forms", forms)
+    monkeypatch.setattr(run.Comparison, "_serving", serving)
+    comparison = object.__new__(run.Comparison)
+    comparison._arguments = argparse.Namespace(concurrency=[1, 8], probe_seconds=1.0, warm_up=0.0)
+    comparison._report = {"trials": []}
+    found = comparison._best_forms("litserve", "click")
+    assert {c: (form.workers, form.batch) for c, form in found.items()} == {1: (1, 1), 8: (2, 1)}
+    assert len(comparison._report["trials"]) == 6
+
+
+def test_the_table_says_form_concurrencies_and_rounds(load: Load) -> None:
+    rows = [row("litserve", 40, slot=8), row("vplab", 50, slot=4), row("bare loop", 60, slot=4, threads=2)]
+    lines = load("report").servers_table(rows, "click").splitlines()[4:]
+    assert [line.split(" | ")[0:3] for line in lines] == [
+        ["| bare loop", "2 threads x 1", "2"], ["| vplab", "2 threads x 1", "4"], ["| litserve", "2 threads x 1", "8"],
+    ]  # fmt: skip
+    settings = {"concurrency": [1, 8], "images": 8, "side": 512, "seconds": 4.0, "rounds": 3}
+    made = load("report").made_by({"settings": settings, "made": {}})
+    assert "1, 8 calls at a time" in made
+    assert "medians of 3 rounds" in made
+
+
+def test_an_even_number_of_rounds_has_no_median_that_was_measured(load: Load) -> None:
+    assert load("run").odd("3") == 3
+    for text in ("2", "0", "-1"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            load("run").odd(text)
 
 
 def test_masks_of_other_sizes_do_not_agree(load: Load) -> None:

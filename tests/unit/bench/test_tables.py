@@ -3,6 +3,8 @@ from typing import Any
 import pytest
 
 from vplab.bench.growth import straight_line
+from vplab.bench.plot import panels_of, plot_report
+from vplab.bench.stage_tables import stage_tables
 from vplab.bench.tables import notes_of, ratio_beside, tables_of
 
 
@@ -55,6 +57,57 @@ def test_every_section_that_was_measured_has_a_table() -> None:
     assert "1.00 (median over the pairs)" in beside
     assert "| objects | 50.0 | 0.0 | object |" in growth
     assert tables_of({"sweep": []}) == []
+
+
+def test_a_run_that_was_stopped_beside_bulk_work_has_a_table() -> None:
+    (table,) = tables_of({"beside": [row(pair=0, is_busy=True, bulk={"kind": "stream"}, is_cut=True)]})
+    assert "| stream |  | 5.0 |" in table
+
+
+def test_every_step_of_every_section_says_where_its_time_went() -> None:
+    def servers(**means: float) -> dict[str, Any]:
+        mean = {name: {"count": 10, "mean": seconds} for name, seconds in means.items()}
+        return {"segmentation": {"mean": {**mean, "batch_size": {"count": 10, "mean": 4.0}}}}
+
+    report = {
+        "sweep": [row(num_callers=n, servers=servers(wait_seconds=n / 1e3, run_seconds=0.02)) for n in (1, 4)],
+        "beside": [
+            row(pair=0, is_busy=False, servers=servers(run_seconds=0.003)),
+            row(pair=0, is_busy=True, bulk={"kind": "stream"}, servers=servers(wait_seconds=0.001)),
+        ],
+        "growth": [
+            row(what=what, value=2, servers={}, answers_say_s={"num_answers": 3, "match": 0.05}) for what in ("a", "b")
+        ],
+        "arrivals": [row(rate_per_s=5.0)],
+    }
+    sweep, beside, *growth = stage_tables(report)
+    assert "| mean ms by callers | stage | 1 | 4 |" in sweep
+    assert sweep.index("| segmentation | run_seconds | 20.0 | 20.0 |") < sweep.index("| wait_seconds | 1.0 | 4.0 |")
+    assert "batch_size" not in sweep
+    assert "| nothing | stream |" in beside
+    assert "| segmentation | run_seconds | 3.0 | - |" in beside
+    assert [table.splitlines()[0] for table in growth] == [f"| mean ms by {what} | stage | 2 |" for what in "ab"]
+    assert all("| answers | match | 50.0 |" in table for table in growth)
+
+
+def test_every_section_and_everything_that_grew_is_drawn() -> None:
+    report = {
+        "sweep": [row(num_callers=n) for n in (1, 16)],
+        "arrivals": [row(None, rate_per_s=5.0)],
+        "beside": [
+            row(pair=0, is_busy=False),
+            row(pair=0, is_busy=True, bulk={"kind": "stream", "images_per_s": 7.5, "lasted": True}),
+        ],
+        "growth": [row(what=what, value=n, units=float(n)) for what in ("objects", "images") for n in (1, 32)],
+    }
+    drawn = panels_of(report)
+    assert [panels.across for panels in drawn] == [
+        "num callers", "rate per s", "beside the clicks", "objects", "images",
+    ]  # fmt: skip
+    assert drawn[0].places == [0, 1]
+    assert drawn[2].rates == [None, 7.5]
+    assert drawn[3].places == [1.0, 32.0]
+    assert plot_report(report, "a title").startswith(b"\x89PNG")
 
 
 def test_a_reader_is_told_what_spoils_the_figures() -> None:

@@ -1,4 +1,4 @@
-"""Clicks while the same machine embeds in bulk."""
+"""Clicks while the same machine embeds or segments in bulk."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -35,17 +35,21 @@ class Bulk:
     site: Site
     pictures: Sequence[Picture]
     measuring: Measuring
+    prompt_set: str = ""
+    """What ``segment`` segments by."""
+    adapters: Sequence[str] = ("",)
+    """What it names in turn."""
 
     @contextmanager
     def going_on(self) -> Iterator[Row]:
         """Keep the machine busy; the row is filled when the context ends."""
         done: Row = {"kind": self.kind}
-        with self._precomputing(done) if self.kind == "precompute" else self._streaming(done):
+        with self._precomputing(done) if self.kind == "precompute" else self._calling(done):
             yield done
 
     @contextmanager
-    def _streaming(self, done: Row) -> Iterator[None]:
-        with self._embedding() as generators:
+    def _calling(self, done: Row) -> Iterator[None]:
+        with self._segmenting() if self.kind == "segment" else self._embedding() as generators:
             generators.begin(self._step(self._needed_s() + self.measuring.timeout_s))
             try:
                 yield
@@ -100,6 +104,10 @@ class Bulk:
         work = self.site.called.embeddings(self.pictures)
         return Generators(work.target, work.requests)
 
+    def _segmenting(self) -> Generators:
+        work = self.site.called.segmentations(self.pictures, self.prompt_set, self.adapters)
+        return Generators(work.target, work.requests)
+
     def _step(self, duration_s: float) -> Step:
         return Step(_CALLERS, duration_s, 0.0, timeout_s=self.measuring.timeout_s)
 
@@ -111,7 +119,7 @@ def clicks_beside(measuring: Measuring, clicks: Work, bulk: Bulk, rate_per_s: fl
     """Measure clicks that arrive at a rate on the idle machine, then beside the bulk, as many times as pairs."""
     with measuring.calling(clicks):
         for pair in range(num_pairs):
-            yield {"pair": pair, "is_busy": False, **measuring.arriving(rate_per_s)}
+            yield measuring.arriving(rate_per_s, {"pair": pair, "is_busy": False})
             with bulk.going_on() as done:
-                row = measuring.arriving(rate_per_s)
-            yield {"pair": pair, "is_busy": True, **row, "bulk": done}
+                row = measuring.arriving(rate_per_s, {"pair": pair, "is_busy": True, "bulk": done})
+            yield row

@@ -7,8 +7,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from typing import Any, Final
@@ -22,6 +23,7 @@ from vplab.errors import Internal, Unavailable
 _GRACE_S: Final = 60.0
 _LEAD_S: Final = 0.1  # all have the message before the first begins
 _READY, _STOP = "ready", "stop"
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Generators:
@@ -36,18 +38,10 @@ class Generators:
         self._timeout_s = 0.0
 
     def __enter__(self) -> "Generators":
-        # Not fork: a copy of a process with gRPC's threads may hang.
-        context = multiprocessing.get_context("spawn")
-        with _without_interrupts():
-            for rank in range(self.num_processes):
-                ours, theirs = context.Pipe()
-                arguments = (theirs, self._target, self._requests, rank, self.num_processes)
-                process = context.Process(target=_main, args=arguments, name=f"vplab-bench-{rank}", daemon=True)
-                process.start()
-                theirs.close()
-                self._pipes.append(ours)
-                self._processes.append(process)
         try:
+            with _signals_later():
+                for rank in range(self.num_processes):
+                    self._start(rank)
             self._answers(_GRACE_S)
         except BaseException:
             self.__exit__()
@@ -62,6 +56,17 @@ class Generators:
             if process.is_alive():
                 process.kill()
                 process.join()
+
+    def _start(self, rank: int) -> None:
+        # Not fork: a copy of a process with gRPC's threads may hang.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        arguments = (theirs, self._target, self._requests, rank, self.num_processes)
+        process = context.Process(target=_main, args=arguments, name=f"vplab-bench-{rank}", daemon=True)
+        process.start()
+        theirs.close()
+        self._pipes.append(ours)
+        self._processes.append(process)
 
     def run(self, step: Step) -> tuple[list[Samples], bool]:
         """Measure a step whose callers, or rate, are shared among the processes.
@@ -127,26 +132,43 @@ def _shares(step: Step, num_processes: int) -> Sequence[Step]:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Have processes that are started here ignore Ctrl-C: this one tells them what to do about it."""
+def _signals_later() -> Iterator[None]:
+    """Have processes that are started here ignore Ctrl-C and SIGTERM: this one tells them what to do about those.
+
+    Signals that come meanwhile are heard at the end: an exception while a process is being started would leave it with
+    half of what it is to read, and it would say so with a traceback.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda signum, _: came.append(signum)) for number in _SIGNALS}
+    is_masked = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if is_masked:
+        # A new process inherits what is blocked. The tracker comes first because starting it lifts the block.
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if is_masked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, action in before.items():
+            signal.signal(number, action)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _main(pipe: Pipe, target: Target, requests: Requests, rank: int, num_processes: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     try:
         asyncio.run(_serve(pipe, target, requests, rank, num_processes))
     except (BrokenPipeError, EOFError):
         return  # whoever wanted the figures has left
     except Exception:
-        pipe.send(traceback.format_exc())
+        with suppress(OSError):  # nobody is there to be told
+            pipe.send(traceback.format_exc())
 
 
 async def _serve(pipe: Pipe, target: Target, requests: Requests, rank: int, num_processes: int) -> None:

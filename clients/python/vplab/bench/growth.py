@@ -74,11 +74,11 @@ _ADAPTERS = (1, 2, 4, 8, 16)
 
 
 def _adapters_axis(site: Site, pictures: Any) -> Axis:
-    all_adapters = site.adapters(str(max(_ADAPTERS)))
+    all_adapters = site.some_adapters(max(_ADAPTERS))
+    site.load(all_adapters)
 
     def mixed(number: int) -> Work:
-        chosen = all_adapters[:number]
-        return site.called.clicks(pictures, site.digests(pictures, chosen), chosen)
+        return site.called.clicks(pictures, site.digests(pictures), all_adapters[:number])
 
     return Axis("adapters that calls name in turn", _ADAPTERS, mixed, _ADAPTER_CALLERS, unit_name="adapter")
 
@@ -86,16 +86,10 @@ def _adapters_axis(site: Site, pictures: Any) -> Axis:
 def grow(measuring: Measuring, name: AxisName, axis: Axis) -> Iterator[Row]:
     """Measure every value of an axis."""
     for value in axis.values:
+        about = {"axis": name, "what": axis.what, "value": value, "units": axis.unit(value), "unit": axis.unit_name}
         with measuring.calling(axis.make(value)):
-            row = measuring.closed(axis.num_callers)
-        yield {
-            "axis": name,
-            "what": axis.what,
-            "value": value,
-            "units": axis.unit(value),
-            "unit": axis.unit_name,
-            **row,
-        }
+            row = measuring.closed(axis.num_callers, about)
+        yield row
 
 
 def straight_line(units: Sequence[float], seconds: Sequence[float]) -> dict[str, float | None]:

@@ -54,14 +54,19 @@ class Measuring:
             self._open.__exit__()
             self._open = self._work = None
 
-    def closed(self, num_callers: int) -> Row:
-        """Measure callers that each wait for their answer. Raises Stopped, with the row so far, and as Generators."""
-        return self._measure({"num_callers": num_callers}, Step(num_callers, self.duration_s, self.warm_up_s))
+    def closed(self, num_callers: int, about: Row | None = None) -> Row:
+        """Measure callers that each wait for their answer. about: what else the row says.
 
-    def arriving(self, rate_per_s: float) -> Row:
+        Raises Stopped, with the row so far, and as Generators.
+        """
+        return self._measure(
+            {**(about or {}), "num_callers": num_callers}, Step(num_callers, self.duration_s, self.warm_up_s)
+        )
+
+    def arriving(self, rate_per_s: float, about: Row | None = None) -> Row:
         """Measure calls that arrive at random at a rate, whatever becomes of those before. Raises as ``closed``."""
         step = Step(0, self.duration_s, self.warm_up_s, rate_per_s=rate_per_s)
-        return self._measure({"rate_per_s": rate_per_s}, step)
+        return self._measure({**(about or {}), "rate_per_s": rate_per_s}, step)
 
     def _measure(self, what: Row, step: Step) -> Row:
         assert self._open is not None

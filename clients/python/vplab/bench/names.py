@@ -10,8 +10,12 @@ WORKS: Mapping[WorkName, str] = {
     "embed": "embedding of images that nobody has seen",
     "segment": "segmentation by a prompt set of images that nobody has seen",
 }
-BulkName = Literal["precompute", "stream"]
-BULKS: tuple[BulkName, ...] = get_args(BulkName)
+BulkName = Literal["precompute", "stream", "segment"]
+BULKS: Mapping[BulkName, str] = {
+    "precompute": "a job that embeds images of the registry",
+    "stream": "callers that have images embedded",
+    "segment": "callers that have images segmented by a prompt set, as vplab segment does with a folder",
+}
 AxisName = Literal["objects", "images", "references", "image-size", "embed-size", "adapters"]
 AXES: tuple[AxisName, ...] = get_args(AxisName)
 SECTIONS = ("sweep", "arrivals", "beside", "growth")

@@ -48,13 +48,15 @@ class Site:
             found[area] = {"software": info.software, "models": models}
         return found
 
-    def digests(self, pictures: Sequence[Picture], adapters: Sequence[str] = ("",)) -> list[str]:
-        """Have pictures embedded and adapters loaded; return the pictures' digests."""
-        found = [self._click(picture, "").image_digest for picture in pictures]
+    def digests(self, pictures: Sequence[Picture]) -> list[str]:
+        """Have pictures embedded; return their digests."""
+        return [self._click(picture, "").image_digest for picture in pictures]
+
+    def load(self, adapters: Sequence[str]) -> None:
+        """Have adapters loaded, by a click with each. Raises NotFound for one that is not there."""
+        (picture,) = make_pictures(1, _SMALL_PX, 1)
         for adapter in adapters:
-            if adapter:
-                self._click(pictures[0], adapter)
-        return found
+            self._click(picture, adapter)
 
     def with_encoder(self) -> Called:
         """Return what is called, with an encoder for images: the one that was named, else one for mask decoding."""
@@ -66,6 +68,10 @@ class Site:
             raise NotFound("the embedding service offers no encoder: name one with --encoder")
         chosen = max(fitting, key=lambda encoder: encoder.loaded)
         return replace(self.called, encoder=chosen.model.name)
+
+    def with_segmenter_of(self, prompt_set: str) -> Called:
+        """Return what is called, with the segmenter of a prompt set: its adapters and clicks are for that one."""
+        return replace(self.called, segmenter=self.client.segmentation.get_prompt_set(prompt_set).segmenter.name)
 
     def prompt_set(self, references: Sequence[Picture]) -> str:
         """Publish a prompt set of generated references and return its name."""
@@ -81,19 +87,13 @@ class Site:
         self._published.append(f"artifacts/{name}")
         return made.model.name
 
-    def adapters(self, wanted: str) -> list[str]:
-        """Return adapters by what was asked for: names with commas between, or a number of any that fit.
+    def some_adapters(self, number: int) -> list[str]:
+        """Return so many adapters that fit the segmenter.
 
         In a deployment of this run's own, copies of the segmenter's decoder stand in for adapters, and rows of zeros
         where it has a bank: what a call costs does not depend on the values of the weights.
         Raises InvalidInput where there are too few.
         """
-        if not wanted.isdecimal():
-            names = [name.strip() for name in wanted.split(",") if name.strip()]
-            return [name if name.startswith("artifacts/") else f"artifacts/{name}" for name in names]
-        number = int(wanted)
-        if number < 1:
-            raise InvalidInput("takes a number above 0, or names", field="--adapters")
         segmenter = self._click(make_pictures(1, _SMALL_PX, 1)[0], "").segmenter
         assert segmenter is not None, "a click's answer names its segmenter"
         if self.is_own:

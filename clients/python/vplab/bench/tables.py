@@ -8,29 +8,12 @@ from vplab.bench.growth import straight_line
 from vplab.bench.names import SECTIONS
 
 Row = Mapping[str, Any]
-_MAX_STAGES = 12
 
 
 def tables_of(report: Row) -> list[str]:
     """Return every section of a report as a table in Markdown, with what is to be known about it."""
     makers = {"sweep": _sweep, "arrivals": _arrivals, "beside": _beside, "growth": _growth}
     return ["\n".join(make(report[name])) for name, make in makers.items() if report.get(name)]
-
-
-def stage_table(row: Row) -> str:
-    """Return where the time of one step's calls went, by the servers' own series."""
-    lines = ["| service | series | number | mean, ms |", "|---|---|--:|--:|"]
-    for service, gained in row["servers"].items():
-        seconds = {name: found for name, found in gained["mean"].items() if "_seconds" in name}
-        by_total = sorted(seconds.items(), key=lambda item: -item[1]["count"] * item[1]["mean"])
-        lines += [
-            f"| {service} | {name} | {found['count']} | {_ms(found['mean'])} |"
-            for name, found in by_total[:_MAX_STAGES]
-        ]
-    for stage, mean in row.get("answers_say_s", {}).items():
-        if stage != "num_answers":
-            lines.append(f"| answers | {stage} | {row['answers_say_s']['num_answers']} | {_ms(mean)} |")
-    return "\n".join(lines)
 
 
 def notes_of(report: Row) -> list[str]:
@@ -87,9 +70,11 @@ def _arrivals(rows: Sequence[Row]) -> list[str]:
 def _beside(rows: Sequence[Row]) -> list[str]:
     lines = [f"| beside the clicks | images per second |{_LATENCY}", f"|---|--:|{_RULE}"]
     for row in rows:
-        bulk = row.get("bulk")
-        name = "nothing" if bulk is None else bulk["kind"] if bulk["lasted"] else f"{bulk['kind']} (ended early)"
-        lines.append(f"| {name} | {'' if bulk is None else format(bulk['images_per_s'], '.1f')} | {_cells(row)}")
+        # A run that was stopped says of its last bulk work only which it was.
+        bulk = row.get("bulk", {"kind": "nothing"})
+        name = bulk["kind"] if bulk.get("lasted", True) else f"{bulk['kind']} (ended early)"
+        images = f"{bulk['images_per_s']:.1f}" if "images_per_s" in bulk else ""
+        lines.append(f"| {name} | {images} | {_cells(row)}")
     ratio = ratio_beside(rows)
     if ratio is not None:
         lines += ["", f"p95 beside bulk work over p95 on the idle machine: {ratio:.2f} (median over the pairs)."]
@@ -120,4 +105,5 @@ def _growth(rows: Sequence[Row]) -> list[str]:
 
 
 def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e3 * seconds:.1f}"
+    # Zero is added so that what rounds to nothing has no sign: the slope of a flat line is as often just below it.
+    return "-" if seconds is None else f"{round(1e3 * seconds, 1) + 0.0:.1f}"

@@ -10,18 +10,11 @@ from vplab.api.embedding.v1 import embedding_service_pb2 as embedding_pb
 from vplab.api.segmentation.v1 import segmentation_service_pb2 as segmentation_pb
 from vplab.api.vision.v1 import vision_pb2
 from vplab.bench.grpc_calls import GrpcCalls, split_stream, stream_body
-from vplab.bench.names import WorkName
 from vplab.bench.pictures import Picture
 from vplab.bench.requests import Requests, unique_jpeg
 from vplab.client.options import Area, ClientOptions
 from vplab.wire.prompts import points_to_proto
 
-AREA_OF: Mapping[WorkName, Area] = {
-    "click": "segmentation",
-    "click-image": "segmentation",
-    "embed": "embedding",
-    "segment": "segmentation",
-}
 _SEGMENTATION = "/vplab.api.segmentation.v1.SegmentationService"
 _EMBEDDING = "/vplab.api.embedding.v1.EmbeddingService"
 

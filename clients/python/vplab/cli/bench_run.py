@@ -6,99 +6,52 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from vplab.bench.beside import Bulk, clicks_beside
 from vplab.bench.growth import axes_of, grow
 from vplab.bench.measuring import Measuring, Row, Stopped
-from vplab.bench.names import SECTIONS, WORKS, AxisName, BulkName, WorkName
+from vplab.bench.names import SECTIONS, WORKS
 from vplab.bench.pictures import Picture, make_pictures
-from vplab.bench.plot import plot_rows
+from vplab.bench.plot import plot_report
 from vplab.bench.site import Site
-from vplab.bench.tables import notes_of, ratio_beside, stage_table, tables_of
-from vplab.bench.works import AREA_OF, Called, Work
+from vplab.bench.stage_tables import stage_tables
+from vplab.bench.tables import notes_of, ratio_beside, tables_of
+from vplab.bench.works import Called, Work
+from vplab.cli.bench_plan import Plan
 from vplab.cli.connection import Where
 from vplab.cli.deployment import needed_by
 from vplab.cli.home import Home
 from vplab.cli.pictures import write_whole
 from vplab.cli.terminal import messages, results
 from vplab.cli.waiting_client import waiting_client
-from vplab.client.options import Area, ClientOptions
-from vplab.errors import InvalidInput, ResourceExhausted, Unimplemented
+from vplab.client.options import ClientOptions
+from vplab.errors import InvalidInput, NotFound, ResourceExhausted, Unimplemented
 from vplab.evaluation.software import describe_software
 
 _NUM_POINTS = 16
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure."""
-
-    work: WorkName
-    concurrency: tuple[int, ...]
-    rates: tuple[float, ...]
-    beside: BulkName | None
-    growth: tuple[AxisName, ...]
-    adapters: str | None
-    num_objects: int
-    segmenter: str
-    encoder: str
-    prompt_set: str
-    seconds: float
-    warm_up_s: float
-    timeout_s: float
-    num_images: int
-    side_px: int
-    beside_rate: float
-    num_pairs: int
-    num_processes: int | None
-    metrics_urls: tuple[str, ...]
-    seed: int
-
-    def check(self) -> None:
-        """Raise InvalidInput for options that contradict each other."""
-        if self.adapters is not None and self.work == "embed":
-            raise InvalidInput("an embedding does not depend on adapters", field="--adapters")
-        if self.num_objects > 1 and not self.work.startswith("click"):
-            raise InvalidInput("only clicks have objects", field="--objects")
-        if self.prompt_set and self.work != "segment":
-            raise InvalidInput("goes with --work segment", field="--prompt-set")
-
-    @property
-    def names_models(self) -> bool:
-        """Whether anything was named that only the user's own services have."""
-        names_adapters = self.adapters is not None and not self.adapters.isdecimal()
-        return bool(self.segmenter or self.encoder or self.prompt_set or names_adapters)
-
-    def needs(self) -> list[Area]:
-        """Return the services that calls and preparation go to."""
-        needs: set[Area] = set()
-        if self.concurrency or self.rates:
-            needs.add(AREA_OF[self.work])
-        publishes = self.work == "segment" and not self.prompt_set
-        if publishes or (self.adapters or "").isdecimal() or {"adapters", "references"} & set(self.growth):
-            needs |= {"registry", "segmentation"}
-        if self.beside:
-            needs |= {"embedding", "segmentation"}
-            if self.beside == "precompute":
-                needs.add("registry")
-        if self.growth:
-            needs.add("segmentation")
-        if {"images", "embed-size"} & set(self.growth):
-            needs.add("embedding")
-        return sorted(needs)
+_BESIDE_RATE, _NUM_PAIRS = 5.0, 3
 
 
 class BenchRun:
     """Measures a plan and writes its report."""
 
     def __init__(self, where: Where, out: Path, plan: Plan) -> None:
-        """where: as the command line says. out: folder of the report."""
+        """where: as the command line says. out: folder of the report.
+
+        Raises InvalidInput for pages of metrics where the services are this run's own.
+        """
         self._plan = plan
         self._out = out
-        self._is_own = not where.named() and not plan.names_models
+        self._is_own = not where.named() and not plan.names_of_models
+        if self._is_own and plan.metrics_urls:
+            message = (
+                "goes with the address of a service, such as --segmentation: those of this run's own are read anyway"
+            )
+            raise InvalidInput(message, field="--metrics")
+        self._measured = _measured(where, out, plan, is_own=self._is_own)
         needs = plan.needs()
         if self._is_own:
             ports = dict(zip(needed_by(needs), _free_ports(), strict=False))
@@ -113,7 +66,8 @@ class BenchRun:
         """Measure; write and return the report."""
         began = time.monotonic()
         report: dict[str, Any] = {
-            "work": {"name": self._plan.work, "is": WORKS[self._plan.work]},
+            "work": {"name": self._plan.work_name, "is": WORKS[self._plan.work_name]},
+            "measured": self._measured,
             "settings": asdict(self._plan),
             "is_complete": False,
             **{section: [] for section in SECTIONS},
@@ -121,6 +75,7 @@ class BenchRun:
             "cpu": _cpu_name(),
         }
         self._write("bench.json", json.dumps(report, default=str))  # a folder that cannot be written says so now
+        messages.print(f"measuring {self._measured}", markup=False)
         try:
             self._measure(report)
             report["is_complete"] = True
@@ -164,6 +119,8 @@ class BenchRun:
             site = Site(client, called, is_own=self._is_own)
             if "embedding" in self._needs:
                 site.called = site.with_encoder()
+            if self._plan.prompt_set:
+                site.called = site.with_segmenter_of(self._plan.prompt_set)
             try:
                 yield site
             finally:
@@ -174,31 +131,54 @@ class BenchRun:
         plan = self._plan
         with messages.status("generating images"):
             pictures = make_pictures(plan.num_images, plan.side_px, _NUM_POINTS, plan.seed)
+        # All that an option names is looked up before the first call is measured, so that an error costs nothing.
+        adapters = self._adapters(site)
+        clicks = self._clicks(site, pictures, adapters) if plan.beside else None
+        prompt_set = plan.prompt_set or (self._made_prompt_set(site) if plan.publishes_prompt_set else "")
         if plan.concurrency or plan.rates:
-            work = self._work(site, pictures)
+            work = self._work(site, pictures, adapters, prompt_set)
             if plan.concurrency:
                 yield "sweep", lambda: _steps(measuring, work, measuring.closed, plan.concurrency)
             if plan.rates:
                 yield "arrivals", lambda: _steps(measuring, work, measuring.arriving, plan.rates)
-        if plan.beside is not None:
-            clicks = site.called.clicks(pictures, site.digests(pictures), num_objects=plan.num_objects, seed=plan.seed)
-            bulk = Bulk(plan.beside, site, pictures, measuring)
-            yield "beside", lambda: clicks_beside(measuring, clicks, bulk, plan.beside_rate, plan.num_pairs)
+        if plan.beside is not None and clicks is not None:
+            bulk = Bulk(plan.beside, site, pictures, measuring, prompt_set, adapters)
+            rate, num_pairs = plan.beside_rate or _BESIDE_RATE, plan.num_pairs or _NUM_PAIRS
+            yield "beside", lambda: clicks_beside(measuring, clicks, bulk, rate, num_pairs)
         if plan.growth:
             yield "growth", lambda: self._growth(site, measuring)
 
-    def _work(self, site: Site, pictures: list[Picture]) -> Work:
+    def _adapters(self, site: Site) -> list[str]:
+        """Return the adapters that calls name, loaded; raises NotFound for one that is not there."""
         plan = self._plan
-        if plan.work == "embed":
+        if plan.adapters is None:
+            return [""]
+        with messages.status("loading adapters"):
+            adapters = site.some_adapters(plan.num_adapters) if plan.num_adapters else list(plan.adapter_names)
+            try:
+                site.load(adapters)
+            except NotFound as error:
+                raise NotFound(f"--adapters: {error.message}") from error
+        return adapters
+
+    def _clicks(self, site: Site, pictures: list[Picture], adapters: list[str]) -> Work:
+        """Return clicks on images that are embedded."""
+        with messages.status("embedding images"):
+            digests = site.digests(pictures)
+        return site.called.clicks(pictures, digests, adapters, self._plan.objects_of_click, self._plan.seed)
+
+    def _work(self, site: Site, pictures: list[Picture], adapters: list[str], prompt_set: str) -> Work:
+        plan = self._plan
+        if plan.work_name == "embed":
             return site.called.embeddings(pictures)
-        adapters = site.adapters(plan.adapters) if plan.adapters else [""]
-        with messages.status("embedding images and loading adapters"):
-            digests = site.digests(pictures, adapters)
-        if plan.work == "segment":
-            prompt_set = plan.prompt_set or site.prompt_set(make_pictures(1, plan.side_px, 1, plan.seed + 1))
+        if plan.work_name == "segment":
             return site.called.segmentations(pictures, prompt_set, adapters)
-        known = digests if plan.work == "click" else None
-        return site.called.clicks(pictures, known, adapters, plan.num_objects, plan.seed)
+        if plan.work_name == "click":
+            return self._clicks(site, pictures, adapters)
+        return site.called.clicks(pictures, None, adapters, plan.objects_of_click, plan.seed)
+
+    def _made_prompt_set(self, site: Site) -> str:
+        return site.prompt_set(make_pictures(1, self._plan.side_px, 1, self._plan.seed + 1))
 
     def _growth(self, site: Site, measuring: Measuring) -> Iterator[Row]:
         for name, axis in axes_of(site, self._plan.growth, self._plan.num_images, self._plan.side_px):
@@ -207,16 +187,14 @@ class BenchRun:
     def _report(self, report: dict[str, Any]) -> None:
         report["p95_beside_ratio"] = ratio_beside(report["beside"])
         tables, notes = tables_of(report), notes_of(report)
-        stages = [stage_table(report[section][-1]) for section in SECTIONS if report[section] and self._metrics_urls]
-        made = f"{report['cpu']}, {report['machine']}, commit {report['commit']}"
-        text = "\n\n".join([WORKS[self._plan.work].capitalize() + ".", *tables, *stages, *notes, made])
+        made = f"{report['cpu']}, {report['machine']}, commit {report['commit']}; measured: {self._measured}"
+        title = WORKS[self._plan.work_name].capitalize()
+        text = "\n\n".join([f"{title}.", *tables, *stage_tables(report), *notes, made])
         self._write("bench.json", json.dumps(report, indent=1, default=str) + "\n")
         self._write("bench.md", text + "\n")
-        drawn = {section: report[section] for section in ("sweep", "arrivals") if report[section]}
-        if drawn:
-            keys = {"sweep": "num_callers", "arrivals": "rate_per_s"}
+        if any(report[section] for section in SECTIONS):
             try:
-                self._write("bench.png", plot_rows(drawn, keys, WORKS[self._plan.work]))
+                self._write("bench.png", plot_report(report, title))
             except Unimplemented as error:
                 messages.print(error.message, style="yellow", markup=False)
         for table in tables:
@@ -246,6 +224,15 @@ def _line(section: str, row: Mapping[str, Any]) -> str:
     errors = f", {row['errors']}" if row["errors"] else ""
     what = row.get("what", section)
     return f"{what} {row[known]:g}: {row['throughput_per_s']:.1f} per second, {latency}{errors}"
+
+
+def _measured(where: Where, out: Path, plan: Plan, *, is_own: bool) -> str:
+    """Return which services are measured, and why it is those."""
+    if is_own:
+        return f"services of its own, below {out / 'services'}"
+    if where.named():
+        return "the services at " + ", ".join(sorted(set(where.named().values())))
+    return f"the services of {where.home.root}: {' and '.join(plan.names_of_models)} names what only they may have"
 
 
 def _free_ports() -> Iterator[int]:
