@@ -73,6 +73,7 @@ async def open_segmentation(
             max_wait_s=config.max_batch_wait_s,
             batch_key=lambda item: item.batch_key,
             num_threads=at_once,
+            num_background_threads=at_once if runs_on_cpu(_onnx(config)) else 0,
         )
         queue.start()
         stack.push_async_callback(queue.close)

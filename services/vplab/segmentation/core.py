@@ -13,6 +13,7 @@ from vplab.errors import InvalidInput
 from vplab.segmentation import metrics
 from vplab.segmentation.adapters import Adapters
 from vplab.segmentation.decode_queue import (
+    CPU_PIECE,
     DecodeItem,
     DecodeQueue,
     Decoder,
@@ -172,7 +173,8 @@ class SegmentationCore:
         refines = self._refines == "always" or (self._refines == "auto" and spec.refines)
         work = _Work(prompt_set, references, target, options, refines)
         async with self._decoder(version, adapter) as graph:
-            decoder = QueueDecoder(self._queue, spec, graph, image_encoder.spec.preprocessing, target, urgency)
+            preprocessing, piece = image_encoder.spec.preprocessing, CPU_PIECE if self._finishes_at_device else CHUNK
+            decoder = QueueDecoder(self._queue, spec, graph, preprocessing, target, urgency, piece=piece)
             try:
                 findings, match_s = await self._workers.run_long(lambda: work.run(decoder))
             except asyncio.CancelledError:

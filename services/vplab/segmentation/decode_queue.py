@@ -24,6 +24,10 @@ from vplab.vision.specs import Preprocessing, SegmenterSpec
 # A loop that has stopped never settles what was scheduled last; the thread must not wait for it for ever.
 _LOOK_AGAIN_S = 1.0
 
+CPU_PIECE = 8
+"""Prompts of one image that a CPU decodes at a time: a click waits for those that have begun, and they take as long as
+that many clicks. A GPU takes CHUNK in little more time than one."""
+
 Decoder = LoadedSegmenter | BankedAdapter
 """What decodes for a call: a graph, or a row of a bank."""
 
@@ -131,10 +135,11 @@ async def decode(
     embedding: NDArray[Any],
     tokens: Sequence[PromptTokens],
     urgency: Urgency,
+    piece: int = CHUNK,
 ) -> Decoded:
-    """Decode prompts of equally many tokens, CHUNK of them in one item. Raises as DeviceQueue.submit."""
+    """Decode prompts of equally many tokens, ``piece`` of them in one item. Raises as DeviceQueue.submit."""
     items = [
-        DecodeItem(decoder, spec, embedding, tokens[start : start + CHUNK]) for start in range(0, len(tokens), CHUNK)
+        DecodeItem(decoder, spec, embedding, tokens[start : start + piece]) for start in range(0, len(tokens), piece)
     ]
     parts: list[Decoded] = [await submit(queue, item, urgency) for item in items]
     if len(parts) == 1:
@@ -153,7 +158,11 @@ class QueueDecoder:
         preprocessing: Preprocessing,
         target: Target,
         urgency: Urgency,
+        *,
+        piece: int = CHUNK,
     ) -> None:
+        """piece: prompts of one item of the queue."""
+        self._piece = piece
         self._queue = queue
         self.spec = spec
         self._decoder = decoder
@@ -175,7 +184,7 @@ class QueueDecoder:
 
     def decode(self, tile: int, tokens: Sequence[PromptTokens]) -> Decoded:
         embedding = self._target.embeddings[tile]
-        call = decode(self._queue, self._decoder, self.spec, embedding, tokens, self._urgency)
+        call = decode(self._queue, self._decoder, self.spec, embedding, tokens, self._urgency, self._piece)
         with self._lock:
             if self._is_cancelled or self._loop.is_closed():
                 call.close()

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fakes.segmentation_site import RED, Serving, as_png, scene, tiny_site
@@ -14,7 +15,8 @@ from vplab.client import AsyncClient, ClientOptions, ObjectPrompt, PromptSetDraf
 from vplab.client.options import Priority
 from vplab.client.segmentation.values import Segmentation
 from vplab.runtime.giving_way import gives_way
-from vplab.segmentation import core
+from vplab.segmentation import composition, core
+from vplab.segmentation.decode_queue import CPU_PIECE, DecodeItem
 
 REFERENCE, MASK = scene((40, 48, 20, RED))
 NAME = "artifacts/spots"
@@ -75,6 +77,38 @@ async def test_a_click_is_answered_while_matching_holds_all_its_threads(
         answer = await taught.client.segmentation.predict_masks(as_png(image), ObjectPrompt(mask=mask))
         assert len(answer.objects) == 1
         assert not any(call.done() for call in (*lines, *folder))
+
+
+async def test_a_click_is_answered_while_the_decoder_works_for_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, num_held, decode_batch = threading.Event(), 0, composition.decode_batch
+
+    def held(items: Sequence[DecodeItem]) -> Any:
+        nonlocal num_held
+        if gives_way():
+            num_held += 1
+            assert len(items[0].tokens) <= CPU_PIECE
+            assert opened.wait(60)
+        return decode_batch(items)
+
+    monkeypatch.setattr(composition, "decode_batch", held)
+    async with tiny_site(tmp_path) as (_, serving):
+        draft = PromptSetDraft("spots", [SegmentClass(1, "spot")], [Reference(as_png(REFERENCE), {1: MASK})])
+        await serving.client.segmentation.create_prompt_set(draft)
+        image = as_png(scene((70, 40, 20, RED), seed=9)[0])
+        async with AsyncClient(segmentation=serving.address, options=ClientOptions(priority="batch")) as folder:
+            call = asyncio.create_task(folder.segmentation.segment_image(image, NAME))
+            try:
+                async with asyncio.timeout(50):
+                    while not num_held:
+                        await asyncio.sleep(0.01)
+                prompt = ObjectPrompt(points_xy=np.array([[70, 40]], np.float32), point_labels=np.array([1]))
+                assert len((await serving.client.segmentation.predict_masks(image, prompt)).objects) == 1
+                assert not call.done()
+            finally:
+                opened.set()
+                await call
 
 
 async def test_a_line_is_answered_while_a_folder_holds_all_its_threads(

@@ -117,9 +117,10 @@ def target() -> Target:
 async def test_a_thread_waits_for_the_queue_and_a_caller_that_left_ends_it() -> None:
     queue, segmenter = make_queue(), CountingSegmenter()
     preprocessing = Preprocessing(resize="longest_side", size=64, mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
-    decoder = QueueDecoder(queue, SPEC, segmenter, preprocessing, target(), URGENCY)
-    logits, _ = await asyncio.to_thread(decoder.decode, 0, [tokens(1)])
-    assert logits[0, 0, 0, 0] == 8
+    decoder = QueueDecoder(queue, SPEC, segmenter, preprocessing, target(), URGENCY, piece=4)
+    logits, _ = await asyncio.to_thread(decoder.decode, 0, [tokens(n) for n in range(1, 8)])
+    assert logits[:, 0, 0, 0].tolist() == [8, 9, 10, 11, 12, 13, 14]
+    assert [n for _, n, _ in segmenter.shapes] == [4, 3]
     assert decoder.transform(0) == FrameTransform((64, 64), (64, 64), (64, 64))
     decoder.cancel()
     with pytest.raises(Cancelled):
