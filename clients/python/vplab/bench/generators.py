@@ -155,8 +155,8 @@ def _signals_later() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, action in before.items():
             signal.signal(number, action)
-    for number in came:
-        signal.raise_signal(number)
+    for signum in came:
+        signal.raise_signal(signum)
 
 
 def _main(pipe: Pipe, target: Target, requests: Requests, rank: int, num_processes: int) -> None:

@@ -80,7 +80,7 @@ class Plan:
     @property
     def num_adapters(self) -> int:
         """How many adapters were asked for by number; 0 where none were, or names."""
-        return int(self.adapters) if (self.adapters or "").isdecimal() else 0
+        return int(self.adapters) if self.adapters and self.adapters.isdecimal() else 0
 
     @property
     def adapter_names(self) -> tuple[str, ...]:

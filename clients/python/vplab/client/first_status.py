@@ -30,7 +30,7 @@ class FirstStatus:
         self.is_ok = code is grpc.StatusCode.OK
         if not self.is_ok:
             trailers = _result(call.trailing_metadata()) or grpc.aio.Metadata()
-            self.error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, _result(call.details()))
+            self.error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, _result(call.details()), None)
 
 
 def _result(coroutine: Coroutine[Any, Any, Value]) -> Value:
