@@ -2,8 +2,10 @@
 
 ``python tests/bench/adapters.py --out OUT`` makes one folder for each set below OUT, each by the command that a user
 would type; killed at any moment, the same command goes on. ``--comparators`` names the OUT of an ``accuracy.py`` of the
-same images, splits and seeds, whose random forest and U-Net the tuned matcher is compared with. With ``--readme`` the
-means over the sets, and which goals are met, go between the README's ``adapters`` marks; OUT/adapters.md has every set.
+same images, splits and seeds, whose random forest and U-Net the tuned matcher is compared with; it may be OUT itself,
+where ``--methods`` had them too. With ``--readme`` the means over the sets, and which goals are met, go between the
+README's marks: ``adapters`` for objects marked by box and click, ``matching`` for the matcher; OUT/adapters.md has all
+sets.
 """
 
 import json
@@ -51,16 +53,23 @@ def main() -> None:
         raise SystemExit(f"there is no complete result below {arguments.out}")
     beside = read(arguments.comparators, list(found)) if arguments.comparators else {}
     refuse_unequal(found, beside)
-    means = "\n\n".join(
-        part
-        for part in (marked_table(found), matching_table(found), goals(found, beside), jobs(found), made_by(found))
-        if part
-    )
-    every = "\n\n".join([means, *(each_set(found, number, step) for number in numbers(found) for step in STEPS)])
+    # Which of the tables an OUT has depends on its methods; each is written where its own marks are.
+    by_mark = {
+        "adapters": (marked_table(found), marked_goals(found), jobs(found)),
+        "matching": (matching_table(found), matching_goals(found, beside)),
+    }
+    texts = {
+        mark: "\n\n".join([*(part for part in parts if part), made_by(found)])
+        for mark, parts in by_mark.items()
+        if parts[0]
+    }
+    each = [each_set(found, number, step) for number in numbers(found) for step in STEPS]
+    every = "\n\n".join([*texts.values(), *each])
     (arguments.out / "adapters.md").write_text(every + "\n")
     print(every)
     if arguments.readme:
-        write_between(ROOT / "README.md", "adapters", means)
+        for mark, text in texts.items():
+            write_between(ROOT / "README.md", mark, text)
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")
 
@@ -193,10 +202,11 @@ def percent(value: float | None, best: float | None) -> str:
 
 def matching_table(found: Results) -> str:
     """Return table 3: a matcher alone and tuned over shots, by set, and the relative gain of the mean over the sets."""
-    shown = [n for n in (MATCHER, TUNED) if any(n in results["shots"] for results in found.values())]
+    shown = [n for n in (MATCHER, TUNED, *RIVALS) if any(n in results["shots"] for results in found.values())]
     if TUNED not in shown:
         return ""
     shots = sorted({n for r in found.values() for name in shown for n in r["shots"].get(name, {})}, key=int)
+    # Without a validated image the matcher has what it proposed itself; the others have nothing to learn from.
     columns = [(name, n) for n in shots for name in shown if n != "0" or name == MATCHER]
     columns = [c for c in columns if any(shot_of(*c)(results) for results in found.values())]
     lines = [
@@ -236,13 +246,18 @@ def each_set(found: Results, number: str, step: str) -> str:
     return "\n".join(lines)
 
 
-def goals(found: Results, beside: Results) -> str:
-    """Return which goals are met, counted."""
+def marked_goals(found: Results) -> str:
+    """Return which goals of objects marked after tuning are met."""
     lines = ["Goals, counted by the script:", ""]
     for rival in (*PARTS, *LARGE):
         lines.append(mean_goal(found, f"{OURS} above {rival} at five shots", rival, FEW))
     lines.append(mean_goal(found, f"{OURS} above hq-token at one shot", "hq-token", ONE))
-    lines.append(gain_goal(found))
+    return "\n".join(lines)
+
+
+def matching_goals(found: Results, beside: Results) -> str:
+    """Return which goals of the matcher are met. beside: who else learned from the same images."""
+    lines = ["Goals, counted by the script:", "", gain_goal(found)]
     for rival in RIVALS:
         ours, theirs = mean_of(shot_of(TUNED, FEW)), mean_of(shot_of(rival, FEW))
         pairs = {task: (ours(found[task]), theirs(results)) for task, results in beside.items() if task in found}
