@@ -62,7 +62,10 @@ class ClassBank:
     """Presence score from which the class counts as present, calibrated on the references; -1 to 1."""
 
     def similarities(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the cosine of every patch (P, D) to its nearest foreground and background centre, (P,) each.
+        """Return the product of every patch (P, D) with its nearest foreground and background centre, (P,) each.
+
+        Cosines, but for the background's of several references: twenty times what the foreground has more are then
+        log-odds that hold on references which did not teach the centres.
 
         Without background both centres' worth is -1, so that every patch is nearer to the foreground.
         """
@@ -134,10 +137,23 @@ def _bank(features: NDArray[np.float32], coverage: NDArray[np.float32], rng: np.
 
 
 def _foreground_weight(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
-    full = coverage >= _FULL
-    if coverage[full].sum() >= _MIN_FULL_SHARE * coverage.sum():
-        return full.astype(np.float32)
-    return coverage
+    return coverage if _is_thin(coverage) else (coverage >= _FULL).astype(np.float32)
+
+
+def _is_thin(coverage: NDArray[np.float32]) -> bool:
+    """Say whether most of an object lies in patches that it does not fill."""
+    return bool(coverage[coverage >= _FULL].sum() < _MIN_FULL_SHARE * coverage.sum())
+
+
+def _foreground_share(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how much of a patch counts as foreground, (P,) in 0..1.
+
+    Of a thin object as much as the patch it mostly lies in has is all: no patch of a crack would be foreground else.
+    """
+    if not _is_thin(coverage):
+        return coverage
+    typical = float(coverage @ coverage / coverage.sum())
+    return np.asarray(np.minimum(coverage / np.float32(typical), 1), np.float32)
 
 
 def _sample(indices: NDArray[np.int64], at_most: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -168,7 +184,7 @@ def _learn_direction(
         if len(bank.background_centres):
             foreground, background = bank.similarities(features[images == image])
             offsets[images == image] = _CENTRES_SHARE * (foreground - background) / SOFTNESS
-    return fit_discriminant(features, coverage, offsets, seed)
+    return fit_discriminant(features, _foreground_share(coverage), offsets, seed)
 
 
 def _corrected(bank: ClassBank, direction: NDArray[np.float32]) -> ClassBank:

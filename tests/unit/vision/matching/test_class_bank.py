@@ -118,6 +118,15 @@ def test_several_references_tell_apart_what_centres_confuse(monkeypatch):
     assert together < 0.5 * errors()
 
 
+def test_several_references_of_a_thin_object_find_the_patches_it_touches():
+    bank = build_class_bank([reference(crack(), index=n, seed=n) for n in range(3)])
+    target = reference(crack(), seed=7)
+    foreground, background = bank.similarities(target.patches.features.reshape(-1, WIDTH))
+    touched = labels_of(crack()).reshape(-1) > 0
+    assert (foreground > background)[touched].mean() > 0.9
+    assert (foreground > background)[~touched].mean() < 0.05
+
+
 def test_presence_of_several_references_still_goes_by_cosines_to_the_foreground():
     bank = build_class_bank([disguised(n) for n in range(4)])
     np.testing.assert_allclose(np.linalg.norm(bank.foreground_centres, axis=1), 1, atol=1e-5)
