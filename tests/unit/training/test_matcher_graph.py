@@ -50,7 +50,18 @@ def bank(seed: int, *, grid_hw: tuple[int, int] = (20, 24), is_thin: bool = Fals
     return build_class_bank([ClassReference(found, mask | is_all, 0)])
 
 
+def bank_of_several(seed: int) -> ClassBank:
+    references = []
+    for index in range(3):
+        found = patches((12 + index, 16), seed + index)
+        mask = np.zeros(found.transform.original_hw, np.bool_)
+        mask[: mask.shape[0] // 2, : mask.shape[1] // 2] = True
+        references.append(ClassReference(found, mask, index))
+    return build_class_bank(references)
+
+
 BANKS = [bank(1), bank(2, is_thin=True), bank(3, is_all=True), bank(4, grid_hw=(2, 2)), bank(5, grid_hw=(40, 60))]
+BANKS.append(bank_of_several(6))
 TILES = [patches((32, 48), 11), patches((9, 50), 12)]
 
 

@@ -12,8 +12,7 @@ import onnx
 from onnxscript import BOOL, FLOAT, INT64, graph, script
 from onnxscript import opset18 as op
 
-from vplab.vision.matching.class_bank import TOP_PATCHES
-from vplab.vision.matching.proposals import SOFTNESS
+from vplab.vision.matching.class_bank import SOFTNESS, TOP_PATCHES
 from vplab.vision.matching.softmatch import BLOCK, TEMPERATURE
 
 

@@ -1,12 +1,13 @@
 """What the references say about one class: foreground and background patches, their centres, and when it is absent."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vplab.errors import InvalidInput
+from vplab.vision.matching.discriminant import fit_discriminant
 from vplab.vision.matching.kmeans import cosine_kmeans
 from vplab.vision.matching.patches import PatchFeatures
 
@@ -20,9 +21,14 @@ NUM_BACKGROUND_CENTRES = 30
 _FULL = 0.99
 """Coverage from which every pixel of a patch counts as covered; resizing leaves 1.0 a little short."""
 _MIN_FULL_SHARE = 0.5
+_CENTRES_SHARE = 0.5
+"""Of the margin between nearest centres, where several images teach a direction too: the centres alone are surer than
+they are right."""
 _SINGLE_STEP = 0.4
 """Share of the way from background to foreground. More of it finds a class less often where it is, and less often where
 it is not; with one reference neither side can be had for nothing."""
+SOFTNESS = 0.05
+"""Cosine difference at which a patch is 73 % foreground; differences of true foreground are 0.05 to 0.3."""
 TOP_PATCHES = 3
 """Patches whose mean similarity is the presence score: one alone would be at the mercy of noise."""
 
@@ -50,11 +56,16 @@ class ClassBank:
     """(K, D) float32, L2-normalised; may be empty."""
     foreground_centres: NDArray[np.float32]
     background_centres: NDArray[np.float32]
+    """(K, D) float32. Of one reference image L2-normalised; of several they also hold what those say together, and a
+    product with one is no cosine."""
     presence_threshold: float
     """Presence score from which the class counts as present, calibrated on the references; -1 to 1."""
 
     def similarities(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the cosine of every patch (P, D) to its nearest foreground and background centre, (P,) each.
+        """Return the product of every patch (P, D) with its nearest foreground and background centre, (P,) each.
+
+        Cosines, but for the background's of several references: twenty times what the foreground has more are then
+        log-odds that hold on references which did not teach the centres.
 
         Without background both centres' worth is -1, so that every patch is nearer to the foreground.
         """
@@ -95,8 +106,13 @@ def build_class_bank(references: Sequence[ClassReference], *, seed: int = 0) -> 
     )
     features = np.concatenate([f for f, _ in rows])
     coverage = np.concatenate([c for _, c in rows])
-    threshold = _calibrate(features, coverage, images, seed)
-    return _bank(features, coverage, rng, threshold)
+    bank = _bank(features, coverage, rng)
+    left_out = _left_out_banks(features, coverage, images, seed)
+    if left_out and len(bank.background_centres):
+        direction = _learn_direction(features, coverage, images, left_out, seed)
+        bank = _corrected(bank, direction)
+        left_out = {image: _corrected(other, direction) for image, other in left_out.items()}
+    return replace(bank, presence_threshold=_calibrate(bank, features, coverage, images, left_out))
 
 
 def _rows_of(reference: ClassReference) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -104,9 +120,7 @@ def _rows_of(reference: ClassReference) -> tuple[NDArray[np.float32], NDArray[np
     return patches.features[patches.valid], patches.coverage(reference.mask)[patches.valid]
 
 
-def _bank(
-    features: NDArray[np.float32], coverage: NDArray[np.float32], rng: np.random.Generator, threshold: float
-) -> ClassBank:
+def _bank(features: NDArray[np.float32], coverage: NDArray[np.float32], rng: np.random.Generator) -> ClassBank:
     weight = _foreground_weight(coverage)
     foreground = _sample(np.flatnonzero(weight > 0), MAX_FOREGROUND, rng)
     background = features[_sample(np.flatnonzero(coverage <= 0), MAX_BACKGROUND, rng)]
@@ -118,23 +132,79 @@ def _bank(
         background_centres=cosine_kmeans(background, np.ones(len(background), np.float32), NUM_BACKGROUND_CENTRES, rng)
         if len(background)
         else background,
-        presence_threshold=threshold,
+        presence_threshold=0.0,
     )
 
 
 def _foreground_weight(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
-    full = coverage >= _FULL
-    if coverage[full].sum() >= _MIN_FULL_SHARE * coverage.sum():
-        return full.astype(np.float32)
-    return coverage
+    return coverage if _is_thin(coverage) else (coverage >= _FULL).astype(np.float32)
+
+
+def _is_thin(coverage: NDArray[np.float32]) -> bool:
+    """Say whether most of an object lies in patches that it does not fill."""
+    return bool(coverage[coverage >= _FULL].sum() < _MIN_FULL_SHARE * coverage.sum())
+
+
+def _foreground_share(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how much of a patch counts as foreground, (P,) in 0..1.
+
+    Of a thin object as much as the patch it mostly lies in has is all: no patch of a crack would be foreground else.
+    """
+    if not _is_thin(coverage):
+        return coverage
+    typical = float(coverage @ coverage / coverage.sum())
+    return np.asarray(np.minimum(coverage / np.float32(typical), 1), np.float32)
 
 
 def _sample(indices: NDArray[np.int64], at_most: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return indices if len(indices) <= at_most else np.sort(rng.choice(indices, at_most, replace=False))
 
 
-def _calibrate(
+def _left_out_banks(
     features: NDArray[np.float32], coverage: NDArray[np.float32], images: NDArray[np.int64], seed: int
+) -> dict[int, ClassBank]:
+    """Return for each image the bank of the others; nothing unless two images or more show the class."""
+    shown = [image for image in np.unique(images) if (coverage[images == image] > 0).any()]
+    if len(shown) < 2:
+        return {}
+    others = {int(image): images != image for image in np.unique(images)}
+    return {image: _bank(features[rows], coverage[rows], np.random.default_rng(seed)) for image, rows in others.items()}
+
+
+def _learn_direction(
+    features: NDArray[np.float32],
+    coverage: NDArray[np.float32],
+    images: NDArray[np.int64],
+    left_out: Mapping[int, ClassBank],
+    seed: int,
+) -> NDArray[np.float32]:
+    """Return the direction (D,) that mends what banks of the other images say of each image."""
+    offsets = np.zeros(len(features), np.float32)
+    for image, bank in left_out.items():
+        if len(bank.background_centres):
+            foreground, background = bank.similarities(features[images == image])
+            offsets[images == image] = _CENTRES_SHARE * (foreground - background) / SOFTNESS
+    return fit_discriminant(features, _foreground_share(coverage), offsets, seed)
+
+
+def _corrected(bank: ClassBank, direction: NDArray[np.float32]) -> ClassBank:
+    """Return the bank whose margin is its own times the centres' share, and the direction's product with the patch.
+
+    The foreground's similarities stay the cosines that presence goes by. A mean of two maxima is the maximum over
+    pairs, so matchers notice nothing: the centres of the background are means of pairs, moved against the direction.
+    """
+    share = np.float32(_CENTRES_SHARE)
+    pairs = (1 - share) * bank.foreground_centres[:, None] + share * bank.background_centres[None]
+    moved = pairs.reshape(-1, pairs.shape[-1]) - np.float32(SOFTNESS) * direction
+    return replace(bank, background_centres=np.asarray(moved, np.float32))
+
+
+def _calibrate(
+    bank: ClassBank,
+    features: NDArray[np.float32],
+    coverage: NDArray[np.float32],
+    images: NDArray[np.int64],
+    left_out: Mapping[int, ClassBank],
 ) -> float:
     """Return the presence threshold from the references alone.
 
@@ -142,17 +212,10 @@ def _calibrate(
     with two images of the class or more, the lowest score of an image under a bank of the others; a single image only
     knows its own foreground, which flatters, so its step is shorter.
     """
-    rng = np.random.default_rng(seed)
-    bank = _bank(features, coverage, rng, 0.0)
     absent = float(np.median(bank.similarities(bank.background)[0])) if len(bank.background) else 0.0
-    shown = [image for image in np.unique(images) if (coverage[images == image] > 0).any()]
-    if len(shown) > 1:
-        scores = []
-        for image in shown:
-            others = images != image
-            left_out = _bank(features[others], coverage[others], np.random.default_rng(seed), 0.0)
-            scores.append(left_out.presence_score(features[~others]))
-        present, step = min(scores), 0.5
+    if left_out:
+        shown = [image for image in left_out if (coverage[images == image] > 0).any()]
+        present, step = min(left_out[image].presence_score(features[images == image]) for image in shown), 0.5
     else:
         present, step = float(np.quantile(bank.similarities(bank.foreground)[0], 0.05)), _SINGLE_STEP
     return float(np.clip(absent + step * max(0.0, present - absent), -1, 1))

@@ -3,12 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vplab.vision.matching.class_bank import ClassBank
+from vplab.vision.matching.class_bank import SOFTNESS, ClassBank
 from vplab.vision.matching.matcher import Match, MatchOptions, PatchScores
 from vplab.vision.matching.patches import TargetPatches
-
-SOFTNESS = 0.05
-"""Cosine difference at which a patch is 73 % foreground; differences of true foreground are 0.05 to 0.3."""
 
 _SPACING = 1.5
 """Least distance of two points in patches."""

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vplab.errors import InvalidInput
-from vplab.vision.matching import ClassReference, PatchFeatures, build_class_bank
+from vplab.vision.matching import ClassReference, PatchFeatures, build_class_bank, class_bank
+from vplab.vision.matching.class_bank import NUM_BACKGROUND_CENTRES
 from vplab.vision.matching.kmeans import cosine_kmeans
 from vplab.vision.preprocessing import FrameTransform
 
@@ -85,6 +86,59 @@ def test_several_references_calibrate_on_each_other():
     single = build_class_bank(references[:1])
     assert bank.presence_threshold > single.presence_threshold
     assert all(bank.presence_score(r.patches.features.reshape(-1, WIDTH)) > bank.presence_threshold for r in references)
+
+
+def test_one_reference_or_one_that_shows_the_class_leaves_centres_as_they_are():
+    empty = reference(np.zeros((SIDE, SIDE), bool), index=1, seed=1)
+    for references in ([reference(square())], [reference(square()), empty]):
+        bank = build_class_bank(references)
+        assert len(bank.background_centres) == NUM_BACKGROUND_CENTRES
+        np.testing.assert_allclose(np.linalg.norm(bank.background_centres, axis=1), 1, atol=1e-5)
+
+
+def disguised(index):
+    """A reference whose object differs from its surroundings in one axis, and both differ more from image to image."""
+    mask = square(8 * index, 16)
+    rng = np.random.default_rng(index)
+    features = 0.15 * rng.normal(size=(GRID, GRID, WIDTH)) + 0.5 * rng.normal(size=WIDTH) + AXES[0]
+    features[..., 1] = 0.1 * rng.normal(size=(GRID, GRID)) + 0.5 * labels_of(mask)
+    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    return ClassReference(PatchFeatures(features.astype(np.float32), FRAME, STRIDE), mask, index)
+
+
+def test_several_references_tell_apart_what_centres_confuse(monkeypatch):
+    def errors():
+        bank = build_class_bank([disguised(n) for n in range(4)])
+        target = disguised(7)
+        foreground, background = bank.similarities(target.patches.features.reshape(-1, WIDTH))
+        return int(((foreground > background) != (labels_of(target.mask).reshape(-1) > 0)).sum())
+
+    together = errors()
+    monkeypatch.setattr(class_bank, "_corrected", lambda bank, direction: bank)
+    assert together < 0.5 * errors()
+
+
+def test_several_references_of_a_thin_object_find_the_patches_it_touches():
+    bank = build_class_bank([reference(crack(), index=n, seed=n) for n in range(3)])
+    target = reference(crack(), seed=7)
+    foreground, background = bank.similarities(target.patches.features.reshape(-1, WIDTH))
+    touched = labels_of(crack()).reshape(-1) > 0
+    assert (foreground > background)[touched].mean() > 0.9
+    assert (foreground > background)[~touched].mean() < 0.05
+
+
+def test_presence_of_several_references_still_goes_by_cosines_to_the_foreground():
+    bank = build_class_bank([disguised(n) for n in range(4)])
+    np.testing.assert_allclose(np.linalg.norm(bank.foreground_centres, axis=1), 1, atol=1e-5)
+    assert bank.presence_score(bank.foreground) <= 1
+
+
+def test_a_reference_that_is_all_object_is_one_of_several():
+    filled = reference(np.ones((SIDE, SIDE), bool), index=0)
+    bank = build_class_bank([filled, reference(square(), index=1, seed=1)])
+    foreground, background = bank.similarities(AXES[[0, 1]])
+    assert foreground[0] < background[0]
+    assert foreground[1] > background[1]
 
 
 def test_a_reference_without_the_class_is_background():
