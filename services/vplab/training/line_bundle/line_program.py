@@ -194,17 +194,16 @@ class Line:
         ]
 
     def _find(self, class_index: int, target: TargetPatches, decoder: Decoder) -> ClassSegmentation:
-        options, threshold = self.manifest["options"], self.manifest["classes"][class_index]["presence_threshold"]
+        options, line_class = self.manifest["options"], self.manifest["classes"][class_index]
         match_options = MatchOptions(
             max_points=options["max_points"],
             num_background_points=options["num_background_points"],
             min_relative_score=options["min_relative_score"],
         )
-        match = propose(
-            self._matcher.score(class_index, target.features, match_options), target, match_options, threshold
-        )
+        scores = self._matcher.score(class_index, target.features, match_options)
+        match = propose(scores, target, match_options, line_class["presence_threshold"])
         further = SegmentOptions(min_mask_score=options["min_mask_score"], refines=options["refines"])
-        return segment_matched(match, options["groups_masks"], target, decoder, further)
+        return segment_matched(match, options["groups_masks"], target, decoder, further, line_class["group_share"])
 
 
 def label_image(results: Sequence[ClassResult], image_hw: tuple[int, int]) -> NDArray[np.uint8]:

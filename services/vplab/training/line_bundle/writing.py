@@ -20,7 +20,7 @@ from vplab.training.values import ExportPlan
 from vplab.vision import specs
 from vplab.vision.images import ImageLimits, ImageRGB, PixelFormat, decode_image, frame_to_rgb
 from vplab.vision.masks import png_to_mask
-from vplab.vision.matching import MATCHERS, ClassReference, build_class_bank
+from vplab.vision.matching import MATCHERS, ClassBank, ClassReference, build_class_bank
 from vplab.vision.tiling import tile_layout
 
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
@@ -96,7 +96,8 @@ def write_bundle(
     options = dict(DEFAULTS) | {name: index["options"][name] for name in DEFAULTS if name in index["options"]}
     encoder = Encoder(folder / graphs["feature_encoder"], precision, threads)
     references = _references(index, sources["prompt_set"].folder, encoder, options, limits)
-    _write_matcher(references, options, plan.bundle_id, folder)
+    banks = [build_class_bank(of_class, seed=options["seed"]) for of_class in references.values()]
+    _write_matcher(references, banks, options, plan.bundle_id, folder)
     _copy_program(folder)
     (folder / "README.md").write_text(_readme(plan, sources, index), encoding="utf-8")
     threshold = index["options"].get("presence_threshold")
@@ -120,8 +121,9 @@ def write_bundle(
                 "class_id": int(c["class_id"]),
                 "display_name": c["display_name"],
                 "presence_threshold": float(c["presence_threshold"] if threshold is None else threshold),
+                "group_share": bank.group_share,
             }
-            for c in index["classes"]
+            for c, bank in zip(index["classes"], banks, strict=True)
         ],
         "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)},
     }
@@ -176,10 +178,13 @@ def _copy_program(folder: Path) -> None:
 
 
 def _write_matcher(
-    references: Mapping[int, Sequence[ClassReference]], options: Mapping[str, Any], bundle_id: str, folder: Path
+    references: Mapping[int, Sequence[ClassReference]],
+    banks: Sequence[ClassBank],
+    options: Mapping[str, Any],
+    bundle_id: str,
+    folder: Path,
 ) -> None:
     """Write the matcher's graph, what it takes of the references, and how well it agrees with the numpy matcher."""
-    banks = [build_class_bank(of_class, seed=options["seed"]) for of_class in references.values()]
     (folder / REFERENCES).mkdir()
     for name, values in graph_references(banks).items():
         np.save(folder / REFERENCES / f"{name}.npy", values)

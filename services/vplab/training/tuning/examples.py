@@ -165,4 +165,5 @@ def _propose(bank: ClassBank, view: EmbeddedView, segmenter: SegmenterSpec, matc
         points_xy=view.transform.points_to_input(match.points_xy),
         background_xy=view.transform.points_to_input(match.background_xy[0]),
         similarity=similarity.astype(np.float16),
+        group_share=bank.group_share,
     )

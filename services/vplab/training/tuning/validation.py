@@ -25,7 +25,7 @@ from vplab.vision.final_masks import final_mask
 from vplab.vision.masks import upsample_logits
 from vplab.vision.pipeline.decoding import Candidate
 from vplab.vision.pipeline.grouping import group_by_overlap
-from vplab.vision.pipeline.segment import SIMILARITY_WEIGHT, SegmentOptions
+from vplab.vision.pipeline.segment import SIMILARITY_WEIGHT
 from vplab.vision.preprocessing import FrameTransform
 from vplab.vision.prompts import BOX_MAX, BOX_MIN, FOREGROUND, PADDING, ObjectPrompt
 from vplab.vision.specs import SegmenterSpec
@@ -216,7 +216,7 @@ def _union(
             candidates.append(Candidate(*answer, inside, prompt.tokens, (x, y)))
     groups = group_by_overlap(candidates)
     best = max((group.members[0].score for group in groups), default=0.0)
-    least = SegmentOptions().min_relative_score * best
+    least = example.proposals[class_id].group_share * best
     odds = np.clip(similarity, SIMILARITY_DOUBT, 1 - SIMILARITY_DOUBT)
     weighed = np.asarray(SIMILARITY_WEIGHT * np.log(odds / (1 - odds)), np.float32)
     kept = [group.logits + weighed for group in groups if group.members[0].score >= least]

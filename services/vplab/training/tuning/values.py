@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vplab.errors import InvalidInput
 from vplab.vision.colour_evidence import ColourModel
+from vplab.vision.matching.class_bank import GROUP_SHARE
 from vplab.vision.matching.patches import PatchFeatures
 from vplab.vision.preprocessing import FrameTransform
 
@@ -52,6 +53,8 @@ class ClassProposals:
     """(Q, 2) float32, the background points that go with each of them."""
     similarity: NDArray[np.float16]
     """(h, w) in 0..1 on the low-resolution logit grid."""
+    group_share: float = GROUP_SHARE
+    """Share of the best group's score from which serving keeps a group of masks."""
 
 
 @dataclass(frozen=True, eq=False)

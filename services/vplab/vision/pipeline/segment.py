@@ -29,9 +29,6 @@ _SIMILARITY_DOUBT = 1e-3
 class SegmentOptions:
     """What the pipeline may be told beyond the matcher's options."""
 
-    min_relative_score: float = 0.6
-    """Groups below this share of the best candidate's score are dropped. 0.7 was as good and 0.5 one point of
-    IoU worse; of what is as good the lowest keeps most of several objects."""
     min_mask_score: float = 0.0
     """Instances below this score are dropped. Scores depend on the models, so the default keeps all."""
     refines: bool = True
@@ -109,13 +106,18 @@ def segment_class(
     """
     match = matcher.match(bank, target, match_options)
     on_matched()
-    return segment_matched(match, matcher.groups_masks, target, decoder, options)
+    return segment_matched(match, matcher.groups_masks, target, decoder, options, bank.group_share)
 
 
 def segment_matched(
-    match: Match, groups_masks: bool, target: TargetPatches, decoder: PromptDecoder, options: SegmentOptions
+    match: Match,
+    groups_masks: bool,
+    target: TargetPatches,
+    decoder: PromptDecoder,
+    options: SegmentOptions,
+    group_share: float,
 ) -> ClassSegmentation:
-    """Turn the points of one class into its instances. ``groups_masks``: the matcher's."""
+    """Turn the points of one class into its instances. ``groups_masks``: the matcher's. ``group_share``: the bank's."""
     if not match.is_present:
         return ClassSegmentation(match, ())
     tiles = range(len(target.tiles))
@@ -123,7 +125,7 @@ def segment_matched(
     candidates = {t: _candidates(target, match, decoder, t, maps[t], options) for t in tiles}
     groups = [g for t in tiles for g in _groups(groups_masks, decoder, t, candidates[t], maps[t])]
     best = max((group.score for group in groups), default=0.0)
-    kept = [group for group in groups if group.score >= options.min_relative_score * best]
+    kept = [group for group in groups if group.score >= group_share * best]
     instances = [i for i in _instances(target, decoder, kept, maps) if i.score >= options.min_mask_score]
     return ClassSegmentation(match, tuple(sorted(instances, key=lambda i: -i.score)))
 

@@ -5,7 +5,7 @@ import pytest
 
 from vplab.errors import InvalidInput
 from vplab.vision.matching import ClassReference, PatchFeatures, build_class_bank, class_bank
-from vplab.vision.matching.class_bank import NUM_BACKGROUND_CENTRES
+from vplab.vision.matching.class_bank import GROUP_SHARE, NUM_BACKGROUND_CENTRES
 from vplab.vision.matching.kmeans import cosine_kmeans
 from vplab.vision.preprocessing import FrameTransform
 
@@ -94,6 +94,7 @@ def test_one_reference_or_one_that_shows_the_class_leaves_centres_as_they_are():
         bank = build_class_bank(references)
         assert len(bank.background_centres) == NUM_BACKGROUND_CENTRES
         np.testing.assert_allclose(np.linalg.norm(bank.background_centres, axis=1), 1, atol=1e-5)
+        assert bank.group_share == GROUP_SHARE
 
 
 def disguised(index):
@@ -114,6 +115,7 @@ def test_several_references_tell_apart_what_centres_confuse(monkeypatch):
         return int(((foreground > background) != (labels_of(target.mask).reshape(-1) > 0)).sum())
 
     together = errors()
+    assert build_class_bank([disguised(n) for n in range(4)]).group_share < GROUP_SHARE
     monkeypatch.setattr(class_bank, "_corrected", lambda bank, direction: bank)
     assert together < 0.5 * errors()
 

@@ -1,6 +1,7 @@
 """The pipeline over a decoder whose answers are known, whole and in tiles."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,22 @@ def test_an_absent_class_decodes_nothing() -> None:
     assert not found.is_present
     assert not found.mask(truth.shape).any()
     assert decoder.num_prompts == 0
+
+
+@pytest.mark.parametrize(("group_share", "count"), [(0.6, 1), (0.45, 2)])
+def test_the_bank_says_how_much_less_sure_a_second_object_may_be(group_share: float, count: int) -> None:
+    class Doubtful(TruthDecoder):
+        def decode(self, tile: int, tokens: Sequence[PromptTokens]) -> tuple[np.ndarray, np.ndarray]:
+            logits, ious = super().decode(tile, tokens)
+            is_second = [self.truth[int(token.coords[0][1]), int(token.coords[0][0])] == 2 for token in tokens]
+            return logits, np.where(np.array(is_second)[:, None], 0.53 * ious, ious).astype(np.float32)
+
+    truth = scene((128, 128), (30, 40, 18), (95, 75, 22))
+    target = TargetPatches.of(patches_of(truth, seed=1))
+    bank = replace(BANK, group_share=group_share)
+    decoder = Doubtful(truth)
+    found = segment_class(MATCHERS["softmatch"], bank, target, decoder, MatchOptions(), SegmentOptions(refines=False))
+    assert len(found.instances) == count
 
 
 def test_instances_below_the_score_asked_for_are_dropped() -> None:

@@ -13,7 +13,6 @@ constexpr double kMinShare = 0.7;           // grouping._MIN_SHARE
 constexpr float kSure = 12.0f;              // grouping._SURE
 constexpr float kSimilarityWeight = 0.5f;   // segment.SIMILARITY_WEIGHT
 constexpr float kSimilarityDoubt = 1e-3f;   // segment._SIMILARITY_DOUBT
-constexpr double kMinRelativeScore = 0.6;   // segment.SegmentOptions.min_relative_score
 constexpr double kSameObject = 0.5;         // tiling._SAME_OBJECT
 constexpr double kContainedInTile = 0.8;    // tiling._CONTAINED
 constexpr float kClip = 8.0f;               // tiling._CLIP
@@ -417,7 +416,7 @@ inline std::vector<Group> tile_groups(int tile, const std::vector<Candidate>& ca
 
 // Turns the points of one class into its instances.
 inline ClassSegmentation segment_matched(const Match& match, const TargetPatches& target, Decoder& decoder,
-                                         const SegmentOptions& options) {
+                                         const SegmentOptions& options, double group_share) {
   ClassSegmentation result{match, {}};
   if (!match.is_present()) return result;
   std::vector<Plane> maps;
@@ -442,7 +441,7 @@ inline ClassSegmentation segment_matched(const Match& match, const TargetPatches
   }
   std::vector<Piece> pieces;
   for (Group& group : groups) {
-    if (group.score < kMinRelativeScore * best) continue;
+    if (group.score < group_share * best) continue;
     const Plane similarity = upsample_logits(maps[group.tile], decoder.transform(group.tile));
     group.logits = decoder.sharpen(group.tile, group.logits);
     add_pieces(target.tiles[group.tile].area, group, similarity, decoder, pieces);

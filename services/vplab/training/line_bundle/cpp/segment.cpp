@@ -11,7 +11,7 @@ struct Usage : std::runtime_error {
 struct LineClass {
   int class_id = 0;
   std::string display_name;
-  double presence_threshold = 0.0;
+  double presence_threshold = 0.0, group_share = 0.0;
 };
 
 struct ClassResult {
@@ -36,7 +36,8 @@ struct Manifest {
       matcher = graphs.at("matcher");
       decoder = graphs.at("decoder");
       for (const Json& item : said.at("classes"))
-        classes.push_back({item.at("class_id"), item.at("display_name"), item.at("presence_threshold")});
+        classes.push_back({item.at("class_id"), item.at("display_name"), item.at("presence_threshold"),
+                           item.at("group_share")});
       tile_side = given.at("tile_side");
       max_points = given.at("max_points");
       num_background_points = given.at("num_background_points");
@@ -78,7 +79,8 @@ class Line {
           matcher_.score(int(i), target.features, manifest_.min_relative_score, manifest_.max_points);
       const Match match =
           propose(scores, target, manifest_.classes[i].presence_threshold, manifest_.num_background_points);
-      results.push_back({manifest_.classes[i], segment_matched(match, target, decoder, manifest_.options)});
+      const double group_share = manifest_.classes[i].group_share;
+      results.push_back({manifest_.classes[i], segment_matched(match, target, decoder, manifest_.options, group_share)});
     }
     return results;
   }
