@@ -99,11 +99,12 @@ def upsample_logits(low_res: NDArray[np.float32], transform: FrameTransform) -> 
     bilinear to the padded input, cropped to its valid area, bilinear to the original, without antialiasing.
     """
     (pad_h, pad_w), (valid_h, valid_w), (height, width) = transform.padded_hw, transform.input_hw, transform.original_hw
-    out = np.empty((len(low_res), height, width), np.float32)
-    for plane, logits in zip(out, low_res, strict=True):
+    planes = []
+    for logits in low_res:
         padded = _resize(np.ascontiguousarray(logits, np.float32), pad_h, pad_w)
-        plane[...] = _resize(padded[:valid_h, :valid_w], height, width)
-    return out
+        planes.append(_resize(padded[:valid_h, :valid_w], height, width))
+    # Most calls are of one plane, which then is not copied.
+    return planes[0][None] if len(planes) == 1 else np.array(planes, np.float32).reshape(-1, height, width)
 
 
 def mask_to_low_res_logits(

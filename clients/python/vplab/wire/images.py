@@ -86,9 +86,10 @@ def image_from_proto(message: vision_pb2.Image, *, field: str = "image") -> Imag
     """
     match message.WhichOneof("content"):
         case "encoded":
-            if not message.encoded:
+            data = message.encoded  # protobuf copies the bytes at each look
+            if not data:
                 raise InvalidInput("holds no bytes", field=f"{field}.encoded", reason="IMAGE_UNREADABLE")
-            return EncodedImage(message.encoded)
+            return EncodedImage(data)
         case "frame":
             return _frame_from_proto(message.frame, f"{field}.frame")
         case "digest":
@@ -158,6 +159,7 @@ def _frame_from_proto(message: vision_pb2.RawFrame, field: str) -> FrameImage:
     if stride_bytes < row_bytes:
         raise InvalidInput(f"is {stride_bytes}; a row needs {row_bytes} bytes", field=f"{field}.stride_bytes")
     needed = stride_bytes * (message.height - 1) + row_bytes
-    if len(message.data) < needed:
-        raise InvalidInput(f"holds {len(message.data)} bytes; the frame needs {needed}", field=f"{field}.data")
-    return FrameImage(message.data, message.width, message.height, stride_bytes, pixel_format)
+    data = message.data  # protobuf copies the bytes at each look
+    if len(data) < needed:
+        raise InvalidInput(f"holds {len(data)} bytes; the frame needs {needed}", field=f"{field}.data")
+    return FrameImage(data, message.width, message.height, stride_bytes, pixel_format)
