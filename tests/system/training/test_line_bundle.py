@@ -259,7 +259,7 @@ async def test_a_tuned_adapter_gives_the_same_masks_merged_as_in_the_services_ba
             for path in paths
         ]
         changed = sum(int((a != b).sum()) for a, b in zip(plain, tuned, strict=True))
-        assert changed > 100, "the adapter changes too little for the comparison to mean much"
+        assert changed > 50, "the adapter changes too little for the comparison to mean much"
 
 
 @pytest.mark.slow
