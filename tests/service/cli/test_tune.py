@@ -128,7 +128,7 @@ def test_models_show_and_history_say_what_counts_of_data_sets(bench: Bench) -> N
 
 def test_promoting_takes_a_version(bench: Bench) -> None:
     for _ in range(2):
-        bench.publish("scratches", "adapter")
+        bench.publish("scratches", "adapter", metrics={"parity_passed": 1.0})
     refused = bench.run("models", "promote", "scratches")
     assert (refused.exit_code, "scratches@2 is the newest" in refused.stderr) == (3, True)
     assert bench.run("models", "history", "scratches").exit_code == 5  # nothing was moved
