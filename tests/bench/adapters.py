@@ -4,8 +4,8 @@
 would type; killed at any moment, the same command goes on. ``--comparators`` names the OUT of an ``accuracy.py`` of the
 same images, splits and seeds, whose random forest and U-Net the tuned matcher is compared with; it may be OUT itself,
 where ``--methods`` had them too. With ``--readme`` the means over the sets, and which goals are met, go between the
-README's marks: ``adapters`` for objects marked by box and click, ``matching`` for the matcher; OUT/adapters.md has all
-sets.
+README's marks: ``adapters`` for objects marked by box and click, ``matching`` for the matcher with adapters and
+``matcher`` for it alone; OUT/adapters.md has all sets.
 """
 
 import json
@@ -54,9 +54,10 @@ def main() -> None:
     beside = read(arguments.comparators, list(found)) if arguments.comparators else {}
     refuse_unequal(found, beside)
     # Which of the tables an OUT has depends on its methods; each is written where its own marks are.
+    is_tuned = any(TUNED in results["shots"] for results in found.values())
     by_mark = {
         "adapters": (marked_table(found), marked_goals(found), jobs(found)),
-        "matching": (matching_table(found), matching_goals(found, beside)),
+        "matching" if is_tuned else "matcher": (matching_table(found), matching_goals(found, beside)),
     }
     texts = {
         mark: "\n\n".join([*(part for part in parts if part), made_by(found)])
@@ -203,7 +204,7 @@ def percent(value: float | None, best: float | None) -> str:
 def matching_table(found: Results) -> str:
     """Return table 3: a matcher alone and tuned over shots, by set, and the relative gain of the mean over the sets."""
     shown = [n for n in (MATCHER, TUNED, *RIVALS) if any(n in results["shots"] for results in found.values())]
-    if TUNED not in shown:
+    if MATCHER not in shown:
         return ""
     shots = sorted({n for r in found.values() for name in shown for n in r["shots"].get(name, {})}, key=int)
     # Without a validated image the matcher has what it proposed itself; the others have nothing to learn from.
@@ -219,7 +220,7 @@ def matching_table(found: Results) -> str:
         figures = [shot_of(*column)(results) for column in columns]
         best = max((f["mean"] for f in figures if f and f["mean"] is not None), default=None)
         lines.append(f"| {task.label} | {' | '.join(cell(figure, best) for figure in figures)} |")
-    before = mean_of(shot_of(TUNED, "0"))
+    before = mean_of(shot_of(MATCHER, "0"))
     averages, gains = [], []
     for column in columns:
         values, _ = over_sets(found, before, mean_of(shot_of(*column)))
@@ -257,16 +258,15 @@ def marked_goals(found: Results) -> str:
 
 def matching_goals(found: Results, beside: Results) -> str:
     """Return which goals of the matcher are met. beside: who else learned from the same images."""
-    lines = ["Goals, counted by the script:", "", gain_goal(found)]
+    best = TUNED if any(TUNED in results["shots"] for results in found.values()) else MATCHER
+    lines = ["Goals, counted by the script:", "", gain_goal(found, best)]
     for rival in RIVALS:
-        ours, theirs = mean_of(shot_of(TUNED, FEW)), mean_of(shot_of(rival, FEW))
+        ours, theirs = mean_of(shot_of(best, FEW)), mean_of(shot_of(rival, FEW))
         pairs = {task: (ours(found[task]), theirs(results)) for task, results in beside.items() if task in found}
         known = {task: pair for task, pair in pairs.items() if None not in pair}
         missed = [f"{task.label} ({rival})" for task, (mine, other) in known.items() if mine <= other]  # type: ignore[operator]
         # "Most" is more than half.
-        lines.append(
-            goal(f"five-shot {TUNED} above the five-shot {rival} on most sets", len(known), missed, 0.5 + 1e-9)
-        )
+        lines.append(goal(f"five-shot {best} above the five-shot {rival} on most sets", len(known), missed, 0.5 + 1e-9))
     return "\n".join(lines)
 
 
@@ -286,10 +286,10 @@ def mean_goal(found: Results, what: str, rival: str, number: str) -> str:
     )
 
 
-def gain_goal(found: Results) -> str:
+def gain_goal(found: Results, method: str) -> str:
     """Return one line: what five images give the matcher, relative to none, on average as the paper averages."""
-    what = f"five-shot {TUNED} gains {100 * WANTED_GAIN:.0f} % over no shot"
-    before, after = (mean_of(shot_of(TUNED, number)) for number in ("0", FEW))
+    what = f"five-shot {method} gains {100 * WANTED_GAIN:.0f} % over no shot"
+    before, after = mean_of(shot_of(MATCHER, "0")), mean_of(shot_of(method, FEW))
     values, count = over_sets(found, before, after)
     if not values or not values[0]:
         return f"- not measured: {what}"
