@@ -77,7 +77,8 @@ def publish_one(stub: pb_grpc.RegistryServiceStub, content: bytes) -> pb.Version
     sha256 = hashlib.sha256(content).hexdigest()
     header = pb.BlobHeader(sha256=sha256, size_bytes=len(content))
     stub.UploadBlob(iter([pb.UploadBlobRequest(header=header), pb.UploadBlobRequest(chunk=content)]), timeout=60)
-    manifest = pb.Manifest(files=[pb.BlobFile(path="model.bin", sha256=sha256, size_bytes=len(content))])
+    file = pb.BlobFile(path="model.bin", sha256=sha256, size_bytes=len(content))
+    manifest = pb.Manifest(files=[file], metrics={"parity_passed": 1.0})
     request = pb.PublishVersionRequest(artifact="artifacts/scratch", manifest=manifest)
     version: pb.Version = stub.PublishVersion(request, timeout=60).version
     stub.SetAlias(pb.SetAliasRequest(name=ALIAS, version=version.name, etag="*"), timeout=60)

@@ -44,7 +44,7 @@ def publish(stub: pb_grpc.RegistryServiceStub, encoder: pb.Lineage) -> pb.Versio
         pb.BlobFile(path=path, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
         for path, content in CONTENT.items()
     ]
-    manifest = pb.Manifest(files=files, lineage=[encoder])
+    manifest = pb.Manifest(files=files, lineage=[encoder], metrics={"parity_passed": 1.0})
     request = pb.PublishVersionRequest(artifact=ARTIFACT, manifest=manifest, request_id=REQUEST)
     version: pb.Version = stub.PublishVersion(request).version
     stub.SetAlias(pb.SetAliasRequest(name=f"{ARTIFACT}/aliases/production", version=version.name, etag="*"))
