@@ -264,6 +264,8 @@ def matching_goals(found: Results, beside: Results) -> str:
         ours, theirs = mean_of(shot_of(best, FEW)), mean_of(shot_of(rival, FEW))
         pairs = {task: (ours(found[task]), theirs(results)) for task, results in beside.items() if task in found}
         known = {task: pair for task, pair in pairs.items() if None not in pair}
+        if not known:
+            continue
         missed = [f"{task.label} ({rival})" for task, (mine, other) in known.items() if mine <= other]  # type: ignore[operator]
         # "Most" is more than half.
         lines.append(goal(f"five-shot {best} above the five-shot {rival} on most sets", len(known), missed, 0.5 + 1e-9))
