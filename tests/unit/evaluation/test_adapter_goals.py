@@ -56,21 +56,21 @@ def named(adapters: ModuleType, **by_task: dict[str, Any]) -> dict[Any, dict[str
 
 def test_goals_are_judged_by_the_mean_over_the_sets(adapters: ModuleType) -> None:
     found = named(adapters, polypgen=results(ours=0.7), crackforest=results(ours=0.4))
-    lines = adapters.goals(found, {}).splitlines()[2:]
+    lines = adapters.marked_goals(found).splitlines()[2:]
     assert lines[0] == (
         "- met: e-peft above lora at five shots, mean of box and one click over 2 sets: 60.0 against 55.0 "
         "(box 65.0 and 60.0, 1 click 55.0 and 50.0)"
     )
     assert [line.startswith("- met") for line in lines[:7]] == [True] * 7
     worse = named(adapters, polypgen=results(ours=0.6), crackforest=results(ours=0.3))
-    assert adapters.goals(worse, {}).splitlines()[2].startswith("- **not met**")
+    assert adapters.marked_goals(worse).splitlines()[2].startswith("- **not met**")
 
 
 def test_a_set_without_one_of_two_methods_counts_for_neither(adapters: ModuleType) -> None:
     lacking = results(ours=0.9)
     del lacking["tuned"]["lora"]
     found = named(adapters, polypgen=results(ours=0.4), crackforest=lacking)
-    line = adapters.goals(found, {}).splitlines()[2]
+    line = adapters.marked_goals(found).splitlines()[2]
     assert line.startswith("- **not met**: e-peft above lora")
     assert "over 1 sets: 45.0 against 55.0" in line
 
@@ -79,7 +79,7 @@ def test_the_gain_is_that_of_the_averages(adapters: ModuleType) -> None:
     found = named(adapters, polypgen=results(before=0.3, after=0.4), crackforest=results(before=0.1, after=0.2))
     assert (
         "- met: five-shot softmatch+e-peft gains 50 % over no shot on average over 2 sets: 20.0 to 30.0, +50 % "
-        "(median of the sets' own gains +67 %)" in adapters.goals(found, {}).splitlines()
+        "(median of the sets' own gains +67 %)" in adapters.matching_goals(found, {}).splitlines()
     )
     last = adapters.matching_table(found).splitlines()[-2:]
     assert last[0] == "| average | 20.0 | 30.0 | 30.0 |"
@@ -89,7 +89,7 @@ def test_the_gain_is_that_of_the_averages(adapters: ModuleType) -> None:
 def test_most_sets_are_more_than_half(adapters: ModuleType) -> None:
     found = named(adapters, polypgen=results(), crackforest=results())
     beside = named(adapters, polypgen=comparators(forest=0.3), crackforest=comparators(forest=0.5))
-    lines = adapters.goals(found, beside).splitlines()
+    lines = adapters.matching_goals(found, beside).splitlines()
     assert lines[-2].startswith("- **not met**: five-shot softmatch+e-peft above the five-shot random_forest")
     assert "1 of 2; not on crackforest: crack (random_forest)" in lines[-2]
     assert lines[-1].startswith("- met: five-shot softmatch+e-peft above the five-shot unet on most sets: 2 of 2")
