@@ -1,8 +1,7 @@
 """Write a file past the page cache.
 
-An embedding of two megabytes costs five milliseconds of processor time to write through the page cache, a tenth of what
-the nano encoder costs, most of it for pages that nobody reads again: what was just written is in memory anyway. Handed
-to the disk as it is, it costs half a millisecond.
+Through the page cache an embedding costs several times the processor time, most of it for pages that nobody reads again:
+what was just written is in memory anyway. Handed to the disk as it is, it costs little more than a copy.
 """
 
 import errno
