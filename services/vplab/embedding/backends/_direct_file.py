@@ -1,6 +1,6 @@
 """Write a file past the page cache.
 
-Through the page cache an embedding costs several times the processor time, most of it for pages that nobody reads again:
+Through the page cache an embedding costs several times the processor time, mostly for pages that nobody reads again:
 what was just written is in memory anyway. Handed to the disk as it is, it costs little more than a copy.
 """
 
