@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from vplab.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable
 from vplab.runtime import metrics
+from vplab.runtime.at_work import at_work
 from vplab.runtime.fair_queue import FairQueue, Ticket
 from vplab.runtime.giving_way import give_way
 
@@ -256,7 +257,8 @@ class DeviceQueue(Generic[Item, Result]):
         while run := self._next_run():
             for entry in run.entries:
                 self._metrics.waited(entry.priority.name, run.began - entry.enqueued)
-            outcomes = self._outcomes([entry.item for entry in run.entries])
+            with at_work():
+                outcomes = self._outcomes([entry.item for entry in run.entries])
             seconds = time.monotonic() - run.began
             with self._changed:
                 self._learn(run.key, seconds / len(run.entries))

@@ -13,15 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from vplab.runtime.at_work import at_work, works_alone
 from vplab.runtime.giving_way import gives_way
 from vplab.runtime.onnx_session import OnnxSettings, create_session, num_cores, runs_on_cpu
 
 _MAX_TWICE_BYTES: Final = 64 << 20
 """Largest graph whose weights may be in memory twice. Larger ones have operators that use all cores well anyway."""
-
-_counting = threading.Lock()
-_num_running = 0
-"""Runs under way that do not give way, of all graphs of this process: they share its cores."""
 
 
 class GraphSessions:
@@ -47,8 +44,8 @@ class GraphSessions:
         elif gives_way():
             yield self._narrow
         else:
-            with _running() as is_alone:
-                yield self.wide if is_alone else self._narrow
+            with at_work():
+                yield self.wide if works_alone() else self._narrow
 
 
 def open_sessions(graph: Path, settings: OnnxSettings) -> GraphSessions:
@@ -62,19 +59,6 @@ def open_sessions(graph: Path, settings: OnnxSettings) -> GraphSessions:
 def serves_side_by_side(settings: OnnxSettings) -> bool:
     """Say whether several runs at a time are of use: on a CPU of several cores."""
     return runs_on_cpu(settings) and (settings.intra_op_threads or num_cores()) > 1
-
-
-@contextmanager
-def _running() -> Iterator[bool]:
-    global _num_running
-    with _counting:
-        _num_running += 1
-        is_alone = _num_running == 1
-    try:
-        yield is_alone
-    finally:
-        with _counting:
-            _num_running -= 1
 
 
 def _num_bytes(graph: Path) -> int:

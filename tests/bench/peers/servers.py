@@ -170,6 +170,9 @@ class VPLab(Server):
             "registry", "embedding", "segmentation", "--port-base", str(self.port), "--log-files",
         ]  # fmt: skip
 
+    def environment(self, store: Path) -> dict[str, str]:
+        return {"VPLAB_LOG_LEVEL": "warning"}  # without a line for each call, as the peers
+
     def clicks(self) -> Target:
         return GrpcCalls(f"127.0.0.1:{self.port + 2}", "/vplab.api.segmentation.v1.SegmentationService/PredictMasks")
 

@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 
 from vplab.errors import DeadlineExceeded
 from vplab.runtime import handlers, request
@@ -132,7 +133,10 @@ async def test_a_write_is_finished_before_its_call_is_cancelled():
 
 
 def test_methods_are_known_by_their_kind():
-    methods = {method.name: method for method in methods_of(["grpc.health.v1.Health", "no.such.Service"])}
+    methods = {
+        method.name: method
+        for method in methods_of([health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, "no.such.Service"])
+    }
     assert {name: method.kind for name, method in methods.items()} == {
         "Check": "unary",
         "List": "unary",

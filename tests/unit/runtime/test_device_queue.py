@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from vplab.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable
+from vplab.runtime.at_work import at_work, works_alone
 from vplab.runtime.device_queue import DeviceQueue, Priority, open_queues
 from vplab.runtime.giving_way import gives_way
 
@@ -187,6 +188,20 @@ async def test_several_batches_run_at_a_time_where_that_is_allowed():
         assert (queue.num_running, queue.depth) == (2, 1)
         device.let_go(3)
         assert await asyncio.gather(*tasks) == [1, 2, 3]
+
+
+async def test_a_thread_is_at_work_for_the_whole_of_its_run():
+    device, alone = Device(), []
+    device.answer = lambda item: alone.append((item, works_alone())) or item
+    async with open_queue(device, num_threads=2) as queue:
+        tasks = await begin(queue, 1)
+        await device.wait_begun()
+        with at_work():
+            device.let_go()
+            await asyncio.gather(*tasks)
+        device.let_go()
+        await queue.submit(2)
+    assert alone == [(1, False), (2, True)]
 
 
 @pytest.mark.parametrize(("num_waiting", "size"), [(1, 1), (7, 1), (16, 2), (24, 3), (80, 4)])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vplab.runtime import graph_sessions, onnx_session
+from vplab.runtime.at_work import at_work
 from vplab.runtime.giving_way import give_way, gives_way
 from vplab.runtime.graph_sessions import GraphSessions, open_sessions, serves_side_by_side
 from vplab.runtime.onnx_session import OnnxSettings, num_cores, releasing_run
@@ -36,6 +37,13 @@ def test_a_run_that_is_alone_gets_all_cores_and_further_ones_get_one_each():
             "other narrow",
         )
     assert take(sessions) == "wide"
+
+
+def test_a_thread_that_makes_something_of_a_run_needs_its_core_still():
+    sessions = GraphSessions("wide", "narrow")
+    with at_work():
+        assert (take(sessions), in_thread(lambda: take(sessions)), take(sessions)) == ("wide", "narrow", "wide")
+    assert in_thread(lambda: take(sessions)) == "wide"
 
 
 def test_a_run_that_fails_leaves_the_cores_to_the_next():
