@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 from vplab.errors import FailedPrecondition, Unavailable
 from vplab.training.values import Checkpoint, Claim, ModelRef, Progress, Stage, TuningResult
@@ -10,6 +11,20 @@ from vplab.training.worker.messages import WorkerSettings
 from vplab.training.worker.process import Link
 
 NUM_STEPS = 5
+SETTINGS = WorkerSettings(
+    registry_address="localhost:1",
+    embedding_address="localhost:1",
+    cache_dir=Path("unused"),
+    device="cpu",
+    num_threads=3,
+    niceness=3,
+    embedding_precision="float16",
+    max_image_bytes=1,
+    max_image_pixels=1,
+    max_message_bytes=1,
+    worker_class="fakes.fake_worker:FakeWorker",
+    log_format="json",
+)
 
 
 class FakeWorker:

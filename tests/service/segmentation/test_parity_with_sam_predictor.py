@@ -19,7 +19,8 @@ from vplab.training.models.compare import make_picture
 from vplab.training.models.imported import ImportOptions
 from vplab.training.models.importing import import_model
 
-SIZES_HW = ((480, 640), (640, 480), (1024, 1024), (517, 761))
+ODD_SIZE_HW = (517, 761)  # ViT-B takes minutes an image, and sizes are the small one's business
+SIZES_HW = ((480, 640), (640, 480), (1024, 1024), ODD_SIZE_HW)
 LOGIT_TOLERANCE = 1e-3
 MASK_IOU = 0.999
 
@@ -100,5 +101,4 @@ async def test_predict_masks_on_vit_b_equals_sam_predictor(tmp_path: Path) -> No
     torch.set_num_threads(2)
     sam = write_vit_b_checkpoint(tmp_path / "sam_vit_b.pth", seed=5)
     async with serving_checkpoint(tmp_path, tmp_path / "sam_vit_b.pth") as client:
-        for size_hw in SIZES_HW:
-            await check_image(client, sam, size_hw)
+        await check_image(client, sam, ODD_SIZE_HW)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fakes.fake_worker import NUM_STEPS
+from fakes.fake_worker import NUM_STEPS, SETTINGS
 from fakes.training_parts import DATASET, SEGMENTER
 from vplab.errors import FailedPrecondition, Internal
 from vplab.training.backends.local_executor import LocalExecutor
@@ -32,22 +32,7 @@ from vplab.training.values import (
     TuningOptions,
     TuningPlan,
 )
-from vplab.training.worker.messages import WorkerSettings
 
-SETTINGS = WorkerSettings(
-    registry_address="localhost:1",
-    embedding_address="localhost:1",
-    cache_dir=Path("unused"),
-    device="cpu",
-    num_threads=3,
-    niceness=3,
-    embedding_precision="float16",
-    max_image_bytes=1,
-    max_image_pixels=1,
-    max_message_bytes=1,
-    worker_class="fakes.fake_worker:FakeWorker",
-    log_format="json",
-)
 
 
 class Reports:

@@ -1,30 +1,20 @@
 """What a worker keeps between jobs, and how many threads it takes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from fakes.fake_worker import SETTINGS as WORKER_SETTINGS
 from fakes.tiny_tuning import SEGMENTER, tiny_decoder
 from vplab.training.values import ModelRef
 from vplab.training.worker import job
 from vplab.training.worker.job import TuningWorker
-from vplab.training.worker.messages import WorkerSettings
 from vplab.vision.sam.onnx_decoder import PromptDecoder
 
-SETTINGS = WorkerSettings(
-    registry_address="localhost:1",
-    embedding_address="localhost:1",
-    cache_dir=Path("unused"),
-    device="cpu",
-    num_threads=3,
-    niceness=0,
-    embedding_precision="float16",
-    max_image_bytes=1,
-    max_image_pixels=1,
-    max_message_bytes=1,
-)
+SETTINGS = replace(WORKER_SETTINGS, niceness=0)  # that of the tests is not to be changed
 
 
 @pytest.fixture(autouse=True)
