@@ -1,7 +1,8 @@
 """The bare loop: the same work in one process without a service, as fast as this machine does it.
 
 ``python tests/bench/peers/bare.py [--work click|embed] [--threads N] [--intra-op N] [--batch N] [--seconds S]`` prints
-one line of JSON. A service is compared with the best of the forms that ``run.py`` tries.
+one line of JSON; with ``--on-demand`` one for each line of the standard input, and waits in between. A service is
+compared with the best of the forms that ``run.py`` tries.
 """
 
 import argparse
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=float, default=1.0)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--on-demand", action="store_true", help="measure once for each line of the standard input")
     arguments = parser.parse_args()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     form = {"threads": arguments.threads, "intra_op": arguments.intra_op, "batch": arguments.batch}
@@ -38,8 +40,9 @@ def main() -> None:
     pictures = make_pictures(arguments.images, arguments.side, num_points=16)
     make = clicks if arguments.work == "click" else embeddings
     once = make(work, pictures, arguments.batch)
-    measured = loop(once, arguments.batch, arguments.threads, arguments.warm_up, arguments.seconds)
-    print(json.dumps({"work": arguments.work, "form": form, **measured}))
+    for _ in sys.stdin if arguments.on_demand else range(1):
+        measured = loop(once, arguments.batch, arguments.threads, arguments.warm_up, arguments.seconds)
+        print(json.dumps({"work": arguments.work, "form": form, **measured}), flush=True)
 
 
 def clicks(work: Work, pictures: list[Picture], batch: int) -> Callable[[int], object]:

@@ -12,6 +12,8 @@ BARE, OURS = "bare loop", "vplab"
 MOST_ADDED_S = 0.003
 LEAST_SHARE = {"click": 0.90, "embed": 0.95}
 MOST_BESIDE = 2.0
+CHANCE = 0.05
+"""Of two equal servers one is called ahead in so many of all comparisons at most."""
 _TITLES = {"click": "Clicks on embedded images", "embed": "Images to embedding, decoding included"}
 
 Row = dict[str, Any]
@@ -22,6 +24,7 @@ def tables_of(report: Row) -> str:
     parts = [goals_table(report)]
     works = list(dict.fromkeys(row["work"] for row in report["rows"]))
     parts += [servers_table(report["rows"], work) for work in works]
+    parts.append(standings_table(report["rows"]))
     parts += bench_tables({"beside": report["beside"], "growth": report["growth"]})
     parts.append(made_by(report))
     return "\n\n".join(part for part in parts if part)
@@ -47,9 +50,8 @@ def goals_table(report: Row) -> str:
     servers = list(dict.fromkeys(row["server"] for row in rows))
     for peer in servers if OURS in servers else ():
         if peer not in (BARE, OURS):
-            behind = behind_of(rows, peer)
-            where = f"behind in {', '.join(behind)}" if behind else "everywhere"
-            goals.append((f"ahead of {peer} in throughput and p99 at every concurrency", where, not behind))
+            found_text, is_met = standing_text(standings(rows, peer))
+            goals.append((f"ahead of {peer} in throughput and p99 at every concurrency", found_text, is_met))
     ratio = ratio_beside(report["beside"])
     if ratio is not None:
         goal = "clicks beside a precompute job: p95 at most twice the idle one"
@@ -110,21 +112,68 @@ def saturated_share(rows: Sequence[Row], work: str) -> float | None:
     return max((statistics.median(found) for found in shares.values()), default=None)
 
 
-def behind_of(rows: Sequence[Row], peer: str) -> list[str]:
-    """Return where a peer answers more calls, or has the lower p99, in most rounds."""
-    behind = []
+def standings(rows: Sequence[Row], peer: str) -> dict[str, list[float]]:
+    """Return, for each work, concurrency and quantity, how many times better we were than a peer in each round.
+
+    Throughput over throughput, and p99 under p99, within the round.
+    """
+    found: dict[str, list[float]] = {}
     for work in dict.fromkeys(row["work"] for row in rows):
-        pairs: dict[int, list[tuple[Row, Row]]] = {}
         for slot in _slots(rows, work):
             ours, theirs = ([row for row in slot if row["server"] == server] for server in (OURS, peer))
-            if ours and theirs:
-                pairs.setdefault(ours[0]["concurrency"], []).append((ours[0], theirs[0]))
-        for concurrency, found in pairs.items():
-            rate = statistics.median(_ratio(our["throughput_per_s"], their["throughput_per_s"]) for our, their in found)
-            p99 = statistics.median(_ratio(our["latency_s"]["p99"], their["latency_s"]["p99"]) for our, their in found)
-            behind += [f"{work} x{concurrency} throughput"] if rate <= 1 else []
-            behind += [f"{work} x{concurrency} p99"] if p99 >= 1 else []
-    return behind
+            if not ours or not theirs:
+                continue
+            our, their = ours[0], theirs[0]
+            where = f"{work} x{our['concurrency']}"
+            rate = _ratio(our["throughput_per_s"], their["throughput_per_s"])
+            found.setdefault(f"{where} throughput", []).append(rate)
+            found.setdefault(f"{where} p99", []).append(_ratio(their["latency_s"]["p99"], our["latency_s"]["p99"]))
+    return found
+
+
+def verdict(ratios: Sequence[float]) -> str:
+    """Return ``ahead``, ``behind``, or ``level`` where the rounds do not tell: a sign test, one-sided.
+
+    Of fewer rounds than could tell, all have to agree.
+    """
+    for word, count in (("ahead", sum(r > 1 for r in ratios)), ("behind", sum(r < 1 for r in ratios))):
+        chance = sum(math.comb(len(ratios), k) for k in range(count, len(ratios) + 1)) / 2 ** len(ratios)
+        if chance <= CHANCE or count == len(ratios):
+            return word
+    return "level"
+
+
+def standing_text(found: dict[str, list[float]]) -> tuple[str, bool]:
+    """Return in words where we are ahead of a peer, and whether that is everywhere."""
+    by_verdict: dict[str, list[str]] = {}
+    for where, ratios in found.items():
+        by_verdict.setdefault(verdict(ratios), []).append(where)
+    if set(by_verdict) == {"ahead"}:
+        return "everywhere", True
+    parts = [f"in {len(by_verdict.get('ahead', ()))} of {len(found)}"]
+    parts += [f"{word} in {', '.join(by_verdict[word])}" for word in ("level", "behind") if word in by_verdict]
+    return "; ".join(parts), False
+
+
+def standings_table(rows: Sequence[Row]) -> str:
+    """Return how many times better we are than each peer, the median over the rounds, with the verdict."""
+    peers = [name for name in dict.fromkeys(row["server"] for row in rows) if name not in (BARE, OURS)]
+    found = {peer: standings(rows, peer) for peer in peers}
+    wheres = list(dict.fromkeys(where for of_peer in found.values() for where in of_peer))
+    if not wheres:
+        return ""
+    lines = [
+        "How many times better vplab is, median over the rounds; level where the rounds do not tell (sign test, "
+        f"{CHANCE:.0%}):", "",
+        f"| where | {' | '.join(peers)} |", f"|---|{'--:|' * len(peers)}",
+    ]  # fmt: skip
+    for where in wheres:
+        cells = [
+            f"{statistics.median(ratios):.2f} {verdict(ratios)}" if (ratios := found[peer].get(where)) else ""
+            for peer in peers
+        ]
+        lines.append(f"| {where} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def made_by(report: Row) -> str:
@@ -139,7 +188,7 @@ def made_by(report: Row) -> str:
 
 
 def _slots(rows: Sequence[Row], work: str) -> Sequence[Sequence[Row]]:
-    """Return the rows measured within the same minute: a ratio within one does not suffer from the machine's drift."""
+    """Return the rows measured within half a minute: a ratio within one does not suffer from the machine's drift."""
     slots: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
         if row["work"] == work:

@@ -75,9 +75,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--servers", nargs="*", default=list(SERVERS), choices=list(SERVERS))
     parser.add_argument("--works", nargs="*", default=list(WORKS), choices=WORKS)
     parser.add_argument("--concurrency", type=int, nargs="*", default=list(CONCURRENCY))
-    parser.add_argument("--seconds", type=float, default=4.0, help="measured at each concurrency")
-    parser.add_argument("--warm-up", type=float, default=1.0)
-    parser.add_argument("--rounds", type=odd, default=3, help="odd, so that a median is one that was measured")
+    parser.add_argument("--seconds", type=float, default=2.0, help="measured at each concurrency")
+    parser.add_argument("--warm-up", type=float, default=0.5)
+    parser.add_argument("--rounds", type=odd, default=9, help="odd, so that a median is one that was measured")
     parser.add_argument(
         "--probe-seconds",
         type=float,
@@ -116,18 +116,21 @@ class Comparison:
             best = {name: self._best_forms(name, work) for name in self._arguments.servers}
             for concurrencies, forms in alike(best, self._arguments.concurrency):
                 with ExitStack() as stack:
+                    bare = [stack.enter_context(BareLoop.running(work, form, self._arguments)) for form in BARE_FORMS]
                     running = [stack.enter_context(self._serving(name, form, work)) for name, form in forms.items()]
-                    self._measure_in_turns(work, running, concurrencies)
+                    self._measure_in_turns(work, bare, running, concurrencies)
 
-    def _measure_in_turns(self, work: str, running: "list[Running]", concurrencies: list[int]) -> None:
-        """Measure every server and the bare loop within the same minute, at each concurrency, in every round.
+    def _measure_in_turns(
+        self, work: str, bare: "list[BareLoop]", running: "list[Running]", concurrencies: list[int]
+    ) -> None:
+        """Measure every server and the bare loop within half a minute, at each concurrency, in every round.
 
-        All servers run all the time, and all but one are idle: what the machine does besides drifts within minutes.
+        All of them run all the time, and all but one are idle: what the machine does besides changes within minutes.
         """
         for number in range(self._arguments.rounds):
             for concurrency in concurrencies:
                 slot = {"round": number, "slot": concurrency}
-                rows = measure_bare(work, self._arguments)
+                rows = [loop.measure(work) for loop in bare]
                 for one in running:
                     others = [other.process for other in running if other is not one]
                     cpu_s, began = sum(map(cpu_seconds, others)), time.monotonic()
@@ -197,6 +200,40 @@ class Running:
         }
 
 
+@dataclass(frozen=True)
+class BareLoop:
+    """A process of ``bare.py`` that waits to be asked."""
+
+    process: "subprocess.Popen[str]"
+
+    @classmethod
+    @contextmanager
+    def running(cls, work: str, form: tuple[int, int], arguments: argparse.Namespace) -> "Iterator[BareLoop]":
+        """Start the loop in a form, (threads, threads of a run)."""
+        threads, intra_op = form
+        command = [sys.executable, str(HERE / "bare.py"), "--on-demand", "--work", work, "--threads", str(threads)]
+        command += ["--intra-op", str(intra_op), "--seconds", str(arguments.seconds)]
+        command += ["--warm-up", str(arguments.warm_up), "--images", str(arguments.images)]
+        command += ["--side", str(arguments.side)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            yield cls(process)
+            assert process.stdin is not None
+            process.stdin.close()  # which ends it
+
+    def measure(self, work: str) -> Row:
+        """Let it work for a while."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("once\n")
+        self.process.stdin.flush()
+        found = json.loads(self.process.stdout.readline())
+        form = found.pop("form")
+        name = f"{form['threads']} threads x {form['intra_op']}"
+        row = {"server": BARE, "work": work, "concurrency": form["threads"], "form": name, **found}
+        show(row)
+        return row
+
+
 def alike(
     best: Mapping[str, Mapping[int, Form]], concurrencies: Sequence[int]
 ) -> list[tuple[list[int], dict[str, Form]]]:
@@ -240,22 +277,6 @@ def check_masks(server: Server, pictures: list[Picture], expected: list[Mask]) -
     if worst < 0.99:
         raise SystemExit(f"{server.name} answers other masks: IoU {worst:.3f}")
     return worst
-
-
-def measure_bare(work: str, arguments: argparse.Namespace) -> list[Row]:
-    """Measure every form of the bare loop."""
-    rows = []
-    for threads, intra_op in BARE_FORMS:
-        command = [sys.executable, str(HERE / "bare.py"), "--work", work, "--threads", str(threads)]
-        command += ["--intra-op", str(intra_op), "--seconds", str(arguments.seconds)]
-        command += ["--warm-up", str(arguments.warm_up), "--images", str(arguments.images)]
-        command += ["--side", str(arguments.side)]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        form = found.pop("form")
-        name = f"{form['threads']} threads x {form['intra_op']}"
-        rows.append({"server": BARE, "concurrency": form["threads"], "form": name, **found})
-        show(rows[-1])
-    return rows
 
 
 def bench(part: str, arguments: argparse.Namespace) -> list[Row]:

@@ -34,7 +34,6 @@ from vplab.training.values import (
 )
 
 
-
 class Reports:
     """Keeps what is told; ``lost`` makes the lease go."""
 

@@ -59,14 +59,55 @@ def test_being_ahead_means_throughput_and_p99_at_every_concurrency(load: Load) -
     ahead = [row("vplab", 50, 0.1), row("vplab", 60, 0.2, slot=2)]
     peer = [row("litserve", 40, 0.2), row("litserve", 50, 0.1, slot=2)]
     found = goals(load, [*ahead, *peer])
-    assert "ahead of litserve in throughput and p99 at every concurrency | behind in click x2 p99 | no |" in found
+    assert (
+        "ahead of litserve in throughput and p99 at every concurrency | in 3 of 4; behind in click x2 p99 | no |"
+        in found
+    )
     peer[1]["latency_s"]["p99"] = 0.3
     found = goals(load, [*ahead, *peer])
     assert "ahead of litserve in throughput and p99 at every concurrency | everywhere | yes |" in found
     peer[0] |= {"throughput_per_s": 0.0, "latency_s": {"p50": None, "p99": None}}
     assert "| everywhere | yes |" in goals(load, [*ahead, *peer]), "a peer that never answers is behind"
     ahead[0] |= {"throughput_per_s": 0.0, "latency_s": {"p50": None, "p99": None}}
-    assert "behind in click x1 throughput" in goals(load, [ahead[0], row("litserve", 40)])
+    assert "behind in click x1 throughput, click x1 p99" in goals(load, [ahead[0], row("litserve", 40)])
+
+
+@pytest.mark.parametrize(
+    ("ahead", "rounds", "word"),
+    [
+        (9, 9, "ahead"),
+        (8, 9, "ahead"),
+        (7, 9, "level"),
+        (5, 9, "level"),
+        (1, 9, "behind"),
+        (3, 3, "ahead"),
+        (2, 3, "level"),
+    ],
+)
+def test_who_is_ahead_is_said_where_the_rounds_tell(load: Load, ahead: int, rounds: int, word: str) -> None:
+    rows = [
+        row(server, rate, number=number)
+        for number in range(rounds)
+        for server, rate in (("vplab", 10 + 5 * (number < ahead)), ("litserve", 12))
+    ]
+    report = load("report")
+    assert report.verdict(report.standings(rows, "litserve")["click x1 throughput"]) == word
+    assert f"{word} |" in report.standings_table(rows).splitlines()[4]
+
+
+def test_equal_servers_are_level(load: Load) -> None:
+    rows = [row(server, 10, number=number) for number in range(9) for server in ("vplab", "litserve")]
+    assert "in 0 of 2; level in click x1 throughput, click x1 p99 | no |" in goals(load, rows)
+
+
+def test_the_bare_loop_measures_whenever_it_is_asked(load: Load) -> None:
+    run = load("run")
+    arguments = argparse.Namespace(seconds=0.2, warm_up=0.0, images=1, side=64)
+    with run.BareLoop.running("click", (1, 1), arguments) as loop:
+        first, second = loop.measure("click"), loop.measure("click")
+    assert first["throughput_per_s"] > 0
+    assert second["throughput_per_s"] > 0
+    assert (first["form"], first["server"], loop.process.returncode) == ("1 threads x 1", "bare loop", 0)
 
 
 def test_what_was_not_measured_has_no_goal(load: Load) -> None:
