@@ -158,7 +158,7 @@ class Task:
                 # What another encoder said is no use to this one's decoder.
                 place = cache_dir / digests()["nano-encoder"] / source.name.replace(" ", "_")
                 path = place / f"{index}-{number}.npz"
-                views[-1].append(_embed(pixels, masks, index, plan.is_original, path))
+                views[-1].append(embed_view(pixels, masks, index, plan.is_original, path))
         return cls(source.name, views[:-NUM_TEST], [v[0] for v in views[-NUM_TEST:]])
 
     def tuning_views(self, num_shots: int, num_views: int, seed: int) -> list[EmbeddedView]:
@@ -177,7 +177,7 @@ def _encoder() -> tuple[ort.InferenceSession, EncoderSpec]:
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]), spec
 
 
-def _embed(
+def embed_view(
     pixels: NDArray[np.uint8], masks: dict[int, NDArray[np.bool_]], index: int, is_original: bool, path: Path
 ) -> EmbeddedView:
     transform = frame_transform((pixels.shape[0], pixels.shape[1]), _encoder()[1].preprocessing)
@@ -248,9 +248,9 @@ def measure(
         served = ServedDecoder(decoder, spec, view)
         pieces = _pieces(view.masks[1])
         for name, ask in (("box", _boxed), ("click", _clicked)):
-            found[name].append(float(np.mean([_iou(ask(served, piece), piece) for piece in pieces])))
+            found[name].append(float(np.mean([iou(ask(served, piece), piece) for piece in pieces])))
         if index < num_matched:
-            found["match"].append(_iou(_matched(served, view, bank), view.masks[1]))
+            found["match"].append(iou(_matched(served, view, bank), view.masks[1]))
     return {name: 100 * float(np.mean(values)) for name, values in found.items()}
 
 
@@ -289,7 +289,7 @@ def _pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     return [np.asarray(labels == label) for label in largest]
 
 
-def _iou(predicted: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
+def iou(predicted: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
     union = int((predicted | wanted).sum())
     return int((predicted & wanted).sum()) / union if union else 1.0
 
