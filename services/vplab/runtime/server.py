@@ -32,6 +32,7 @@ _log = structlog.get_logger(__name__)
 
 # What gRPC may take to send the last statuses once every handler has ended.
 _FLUSH_S = 2.0
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -272,5 +273,7 @@ def _on_signals(stopping: asyncio.Event, hurry: asyncio.Event) -> None:
         (hurry if stopping.is_set() else stopping).set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPPING:
         loop.add_signal_handler(number, on_signal)
+    # Whoever started us may have blocked them for itself, and a process starts with what its parent blocks.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)

@@ -270,6 +270,17 @@ def test_an_idle_process_exits_with_0_on_a_signal(processes, number):
     assert process.wait_code() == 0
 
 
+def test_a_process_whose_parent_blocks_the_signal_stops_all_the_same(processes):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        process = processes(0.0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    process.wait_listening()
+    process.popen.terminate()
+    assert process.wait_code() == 0
+
+
 def test_sigterm_lets_the_call_in_flight_end_well(processes):
     process = processes(1.0)
     with grpc.insecure_channel(process.wait_listening()) as channel:
