@@ -51,8 +51,8 @@ class OutputSpec(_Spec):
     """Name of the graph output."""
     role: Literal["image_embedding", "patch_features", "early_features", "colours"]
     """``image_embedding`` (C, h, w) feeds a mask decoder; ``patch_features`` (h, w, D), L2-normalised, feeds a matcher;
-    ``early_features`` (E, h, w), on the embedding's grid, is the intermediate feature HQ-SAM fuses; ``colours`` (3, h, w) is the input's
-    RGB in 0..1, from which the edges of masks are sharpened."""
+    ``early_features`` (E, h, w), on the embedding's grid, is the intermediate feature HQ-SAM fuses; ``colours``
+    (3, h, w) is the input's RGB in 0..1, from which the edges of masks are sharpened."""
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     """Shape of one image's output, in the order the role says."""
     stride: PositiveInt

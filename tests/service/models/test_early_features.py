@@ -1,5 +1,6 @@
-"""The early feature of imported encoders: the very output of the torch block, beside an embedding that stays as it is."""
+"""The early feature of imported encoders: the torch block's own output, beside an embedding that stays as it is."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from fakes.graph_predictor import open_session
 from fakes.sam_checkpoints import build_sam, randomize, write_dino_file, write_mobile_sam_checkpoint
+from fakes.small_sam import EARLY_ENCODER_SPEC, ENCODER, SEGMENTER, write_small_sam
 from vplab.errors import FailedPrecondition, InvalidInput
 from vplab.training.models import importing
-from vplab.training.models.imported import ImportedModel, ImportOptions, ImportPrecision
+from vplab.training.models.imported import ImportedModel, ImportOptions, ImportPrecision, LineageLink
 from vplab.training.models.importing import import_model
+from vplab.training.models.lazy import import_model as import_any
 from vplab.training.models.parity import ParityReport
 from vplab.vision.sam.build import sam_from_state_dict
 from vplab.vision.sam.early_features import EarlyViT, with_early_features
@@ -154,3 +157,24 @@ def test_an_encoder_that_cannot_have_it_is_refused_and_the_option_named(tmp_path
         with pytest.raises(InvalidInput) as caught:
             refused()
         assert caught.value.violations[0].field == "early_features"
+
+
+def test_a_folder_of_exported_graphs_is_published_as_it_is(tmp_path: Path) -> None:
+    folder = write_small_sam(tmp_path / "pair", EARLY_ENCODER_SPEC)
+    case = {"max_abs_difference": 0.25, "mask_iou": None}
+    for name in (ENCODER, SEGMENTER):
+        (folder / name / "parity.json").write_text(json.dumps({"passed": True, "cases": [case]}))
+    encoder, segmenter = import_any(folder, out_dir=tmp_path / "out").artifacts
+    assert (encoder.artifact_id, encoder.kind, encoder.spec) == (ENCODER, "encoder", EARLY_ENCODER_SPEC)
+    assert encoder.files.keys() == {"encoder.onnx", "model.json", "parity.json"}
+    assert encoder.metrics == {"parity_passed": 1.0, "parity_max_abs_difference": 0.25}
+    assert (segmenter.artifact_id, segmenter.lineage) == (SEGMENTER, (LineageLink("image_encoder", ENCODER),))
+    for options, field in ((EARLY, "early_features"), (ImportOptions(precision="float16"), "precision")):
+        with pytest.raises(InvalidInput) as caught:
+            import_any(folder, out_dir=tmp_path / "out", options=options)
+        assert caught.value.violations[0].field == field
+    (folder / ENCODER / "encoder.onnx").unlink()
+    with pytest.raises(InvalidInput, match=r"small-encoder lacks encoder\.onnx"):
+        import_any(folder, out_dir=tmp_path / "out")
+    with pytest.raises(InvalidInput, match="holds 0 encoders"):
+        import_any(folder / ENCODER, out_dir=tmp_path / "out")

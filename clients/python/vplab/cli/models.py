@@ -217,7 +217,12 @@ def rollback(
 @verb
 def import_checkpoint(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="SAM or MobileSAM .pth, or DINOv2/DINOv3 safetensors in timm's layout.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="SAM or MobileSAM .pth, DINOv2/DINOv3 safetensors in timm's layout, or a folder of the nano recipe."
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="First part of the names; else the publisher's name.")] = None,
     architecture: Annotated[str | None, typer.Option(help="timm's name of a DINO model; else found from it.")] = None,
     input_size: Annotated[int | None, typer.Option(min=1, help="Input side of a DINO encoder, in pixels.")] = None,
@@ -231,12 +236,13 @@ def import_checkpoint(
 ) -> None:
     """Turn a publisher's checkpoint into ONNX, compare it with the original, and publish it.
 
-    Needs the training extra (torch). A graph that does not match its torch model is not published.
+    Needs the training extra (torch), but for a folder of graphs that the nano recipe exported. A graph that does not
+    match its torch model is not published.
 
     Example: vplab models import sam_vit_b_01ec64.pth
     """
-    if not path.is_file():
-        raise InvalidInput(f"{path} is no file", field="path")
+    if not path.exists():
+        raise InvalidInput(f"{path} does not exist", field="path")
     options = _lazy("imported").ImportOptions(
         name=name,
         architecture=architecture,

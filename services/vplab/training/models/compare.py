@@ -30,6 +30,7 @@ from vplab.training.models.parity import (
     max_abs_difference,
 )
 from vplab.vision.adapters.bank_layout import BANK_INPUT
+from vplab.vision.adapters.spec import EARLY_INPUT
 from vplab.vision.preprocessing import FrameTransform, preprocess
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
 from vplab.vision.sam.build import SamModel
@@ -47,7 +48,7 @@ _PART = 6
 """Prompts decoded together: all of SAM's would take gigabytes."""
 _NUM_TWICE = 4
 """Images with a second prompt."""
-_SHARED = ("image_embedding", BANK_INPUT)
+_SHARED = ("image_embedding", EARLY_INPUT, BANK_INPUT)
 """Inputs of a decoder that all its prompts share."""
 
 Answers = tuple[FloatArray, FloatArray]
@@ -115,7 +116,10 @@ def _in_a_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def compare_encoder(graph: Path, spec: EncoderSpec, images: TorchImages) -> tuple[EncodedImages, list[ParityCase]]:
-    """Encode the same images in ONNX Runtime, alone and in batches of two and three; a case for each output and size."""
+    """Encode the same images in ONNX Runtime, alone and in batches of two and three.
+
+    Each output has a case for each size of batch.
+    """
     session = open_graph(graph)
     names = [output.name for output in spec.outputs]
     parts: list[list[FloatArray]] = []

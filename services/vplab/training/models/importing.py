@@ -49,7 +49,8 @@ def import_model(
 
     on_stage: told in words what begins; on a CPU the comparison of a large model takes minutes.
     Raises InvalidInput (``path``, ``family``, ``name``, ``architecture``, ``input_size`` or ``early_features``) for a
-    file that is not what it should be, DataLoss for a damaged one, FailedPrecondition if the exported graph does not match.
+    file that is not what it should be, DataLoss for a damaged one, FailedPrecondition if the exported graph does not
+    match.
     """
     options = options or ImportOptions()
     if not options.parity_image_sizes_hw:

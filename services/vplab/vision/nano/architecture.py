@@ -148,9 +148,9 @@ class NanoEncoder(nn.Module):
 class EarlyNanoEncoder(nn.Module):
     """A NanoEncoder that also returns an early feature, which HQ-SAM's adapter fuses; the weights are shared.
 
-    Unstated: HQ-SAM has no such encoder. The map of stride 4 is what comes before the trunk's depth: it is as fine as
-    the decoder's logits, and the last that image encoder and matching share. Its cells are folded into channels, so
-    that nothing of it is lost on the embedding's grid, where the adapter's two transposed convolutions begin.
+    Unstated: what HQ-SAM's early feature is of a convolutional encoder; here the map of stride 4, folded into channels.
+    It comes before the trunk's depth, is as fine as the decoder's logits, and the last map that masks and matching
+    share; folded, nothing of it is lost on the embedding's grid, where the adapter's transposed convolutions begin.
     """
 
     def __init__(self, encoder: NanoEncoder) -> None:
