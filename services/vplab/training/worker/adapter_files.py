@@ -116,14 +116,15 @@ def _compare(
     run = partial(open_graph(path).run, list(OUTPUT_NAMES))
     pictures = compared_pictures(examples)
     embedding = np.stack([picture.embedding for picture in pictures])
-    early = {} if adapted.early_channels is None else {EARLY_INPUT: np.stack([p.early_features for p in pictures])}
+    early = [picture.early_features for picture in pictures if picture.early_features is not None]
+    further = {EARLY_INPUT: np.stack(early)} if adapted.needs_early_features else {}
     image_index = np.arange(len(pictures))
     earlier: list[NDArray[np.float32] | None] = [None] * len(pictures)
     cases = []
     for name, makes in _PROMPTS:
         prompts = [makes(picture.mask, logits) for picture, logits in zip(pictures, earlier, strict=True)]
         tokens = [tokens_of(p, picture.transform, spec) for p, picture in zip(prompts, pictures, strict=True)]
-        feed = graph_inputs(embedding, image_index, tokens, spec) | early
+        feed = graph_inputs(embedding, image_index, tokens, spec) | further
         actual = run_in_parts(run, feed)
         earlier = [plane[0] for plane in actual[0]]
         for where, module, tolerance in (("", merged, AS_MERGED), (", as tuned", adapted, AS_TUNED)):
