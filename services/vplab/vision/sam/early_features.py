@@ -47,11 +47,13 @@ class EarlyTinyViT(nn.Module):
         super().__init__()
         self.encoder = encoder
         # In timm's layout a stage begins with the step onto its grid, so the third one's is where the second ends.
-        self.early_channels: int = encoder.stages[2].out_dim
+        third: Any = encoder.stages[2]
+        self.early_channels: int = third.out_dim
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Encode as TinyViTEncoder.forward does."""
-        first, second, third, *rest = self.encoder.stages
+        stages: list[Any] = list(self.encoder.stages)
+        first, second, third, *rest = stages
         early: Tensor = third.downsample(second(first(self.encoder.patch_embed(image))))
         x = third.blocks(early.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         for stage in rest:
