@@ -91,7 +91,7 @@ def by_torch(adapted: AdaptedDecoder, found: Embedding, early: NDArray[np.float3
         tokens = [prompt_tokens(prompt, transform, SEGMENTER_SPEC)]
         feed = graph_inputs(found.output("image_embedding")[None], np.zeros(1, np.int64), tokens, SEGMENTER_SPEC)
         with torch.inference_mode():
-            logits, _ = adapted(*(torch.from_numpy(np.ascontiguousarray(v)) for v in (*feed.values(), early[None])))
+            logits, _ = adapted(*(torch.from_numpy(np.array(v)) for v in (*feed.values(), early[None])))
         planes.append(logits[0, 0].numpy())
     return np.stack(planes)
 
