@@ -44,7 +44,7 @@ EarlyFeaturesOption = Annotated[
     bool,
     typer.Option(
         "--early-features",
-        help="Let a SAM's encoder return its early feature too, for the method hq_token; cached embeddings grow 4 to 6 "
+        help="Let a SAM's encoder return its early feature too, for the method hq_token; cached embeddings grow up to 6 "
         "times. The names then hold -early.",
     ),
 ]
