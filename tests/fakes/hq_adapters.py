@@ -11,10 +11,13 @@ from vplab.vision.adapters.onnx_adapted import adapted_to_onnx
 from vplab.vision.adapters.spec import HqTokenSpec
 
 
-def adapt_small_sam(models: Path, early_channels: int = EARLY) -> AdaptedDecoder:
-    """Return the decoder of what ``write_small_sam`` wrote with an adapter in which every part does something."""
+def adapt_small_sam(models: Path, early_channels: int = EARLY, scale: float = 0.1) -> AdaptedDecoder:
+    """Return the decoder of what ``write_small_sam`` wrote with an adapter in which every part does something.
+
+    scale: how much.
+    """
     decoder = load_decoder(models / SEGMENTER, SEGMENTER_SPEC)
-    return disturb(adapt(decoder, HqTokenSpec(early_channels=early_channels))).eval()
+    return disturb(adapt(decoder, HqTokenSpec(early_channels=early_channels)), scale).eval()
 
 
 def write_hq_adapter(folder: Path, adapted: AdaptedDecoder, said: dict[str, object] | None = None) -> Path:

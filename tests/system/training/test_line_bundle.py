@@ -310,10 +310,10 @@ async def test_an_adapter_that_fuses_an_early_feature_finds_it_in_a_bundle_too(t
         training_beside(site, **models) as training,
         site.segmentation(**models, embedding_precision="float16", refines="auto") as segmentation,
     ):
-        await create_prompt_set(segmentation.client, SegmentOptions(max_points=12, matcher="prototype"))
+        await create_prompt_set(segmentation.client, SegmentOptions(max_points=12, presence_threshold=-1.0))
         base = await training.client.registry.get_version(f"artifacts/{SMALL_SEGMENTER}")
         paths = pictures(tmp_path, SIZE_HW)
-        adapted = await asyncio.to_thread(adapt_small_sam, folder)
+        adapted = await asyncio.to_thread(adapt_small_sam, folder, scale=0.05)
         fitting = await asyncio.to_thread(write_hq_adapter, tmp_path / "fitting", adapted)
         adapter = await site.publish_adapter_files(fitting, "sharp", base=base)
         bundle = await bundled(training.client, "line-a", adapter.name, tmp_path / "cache")
