@@ -18,6 +18,8 @@ from typing import Any
 from accuracy import TASKS, Figure, Task, cell, chosen, goal, made_by, measure_all, measuring_parser, parse, shot_of
 from main_job import ROOT, write_between
 
+from vplab.evaluation.tables import WITHOUT_EARLY, lacks_early_feature
+
 OURS = "e-peft"
 PARTS = ("lora", "ia3", "prompt-tokens", "image-context")
 LARGE = ("hq-token", "full-decoder")
@@ -182,7 +184,7 @@ def marked_table(found: Results) -> str:
         size = f"{sizes[0]['num_parameters']:,} | {sizes[0]['adapter_bytes'] / 1000:,.0f}" if sizes else "0 | 0"
         cells = [percent(values.get(name), max(values.values(), default=None)) for values, _ in means]
         lines.append(f"| {'before tuning' if name == BASE else name} | {size} | {' | '.join(cells)} |")
-    note = " hq-token is HQ-SAM without its early feature, which no encoder here gives." if "hq-token" in names else ""
+    note = f" {WITHOUT_EARLY}." if any(lacks_early_feature(results) for results in found.values()) else ""
     lines += ["", f"Sets in each column: {', '.join(str(count) for _, count in means)}.{note}"]
     return "\n".join(lines)
 

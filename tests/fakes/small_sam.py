@@ -17,7 +17,7 @@ from vplab.vision.sam.onnx_decoder import decoder_to_onnx
 from vplab.vision.specs import EncoderSpec, OutputSpec, Preprocessing, SegmenterSpec
 
 ENCODER, SEGMENTER = "small-encoder", "small-segmenter"
-GRID, STRIDE, WIDTH, FEATURES = 8, 16, 256, 24
+GRID, STRIDE, WIDTH, FEATURES, EARLY = 8, 16, 256, 24, 12
 SIDE = GRID * STRIDE
 
 ENCODER_SPEC = EncoderSpec(
@@ -31,6 +31,16 @@ ENCODER_SPEC = EncoderSpec(
         OutputSpec(name="patch_features", role="patch_features", shape=(GRID, GRID, FEATURES), stride=STRIDE),
     ),
 )
+EARLY_ENCODER_SPEC = ENCODER_SPEC.model_copy(
+    update={
+        "architecture": "conv-early",
+        "outputs": (
+            *ENCODER_SPEC.outputs,
+            OutputSpec(name="early_features", role="early_features", shape=(EARLY, GRID, GRID), stride=STRIDE),
+        ),
+    }
+)
+"""Of the same encoder, whose graph then gives one more output."""
 SEGMENTER_SPEC = SegmenterSpec(
     family="small",
     architecture="random",
@@ -48,9 +58,13 @@ def decoder_onnx() -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def encoder_onnx() -> bytes:
-    """Return a graph of one convolution over patches; the first channels, made unit vectors, are the features."""
-    weights = np.random.default_rng(0).normal(0, 0.05, (WIDTH, 3, STRIDE, STRIDE)).astype(np.float32)
+def encoder_onnx(spec: EncoderSpec = ENCODER_SPEC) -> bytes:
+    """Return a graph of one convolution over patches; the first channels, made unit vectors, are the features.
+
+    spec: with early features, they are a convolution of their own.
+    """
+    random = np.random.default_rng(0)
+    weights = random.normal(0, 0.05, (WIDTH, 3, STRIDE, STRIDE)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["image", "weights"], ["image_embedding"], strides=[STRIDE, STRIDE]),
         helper.make_node("Slice", ["image_embedding", "start", "end", "axis"], ["part"]),
@@ -58,12 +72,15 @@ def encoder_onnx() -> bytes:
         helper.make_node("LpNormalization", ["moved"], ["patch_features"], axis=-1, p=2),
     ]
     constants = {"weights": weights, "start": np.array([0]), "end": np.array([FEATURES]), "axis": np.array([1])}
+    if spec.early_channels is not None:
+        nodes.append(helper.make_node("Conv", ["image", "early"], ["early_features"], strides=[STRIDE, STRIDE]))
+        constants["early"] = random.normal(0, 0.05, (EARLY, 3, STRIDE, STRIDE)).astype(np.float32)
     floats = onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,
         "small-encoder",
         [helper.make_tensor_value_info("image", floats, ["num_images", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info(o.name, floats, ["num_images", *o.shape]) for o in ENCODER_SPEC.outputs],
+        [helper.make_tensor_value_info(o.name, floats, ["num_images", *o.shape]) for o in spec.outputs],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return bytes(
@@ -71,9 +88,10 @@ def encoder_onnx() -> bytes:
     )
 
 
-def write_small_sam(folder: Path) -> Path:
+def write_small_sam(folder: Path, encoder: EncoderSpec = ENCODER_SPEC) -> Path:
     """Write the files of both versions below a folder, and return the folder."""
-    for artifact, spec, graph in ((ENCODER, ENCODER_SPEC, encoder_onnx()), (SEGMENTER, SEGMENTER_SPEC, decoder_onnx())):
+    models = ((ENCODER, encoder, encoder_onnx(encoder)), (SEGMENTER, SEGMENTER_SPEC, decoder_onnx()))
+    for artifact, spec, graph in models:
         (folder / artifact).mkdir(parents=True)
         (folder / artifact / "model.json").write_text(spec.model_dump_json())
         (folder / artifact / spec.graph).write_bytes(graph)

@@ -105,11 +105,16 @@ class FakeModels:
     """Segmenter digests of prompt sets by name and of adapters by artifact id."""
     promoted: list[tuple[str, str, str]] = field(default_factory=list)
     """Alias, version and reason."""
+    channels: int | None = None
+    """Of the early feature of the segmenter's image encoder."""
 
     async def find_segmenter(self, name: str) -> ModelRef:
         if not name.startswith("artifacts/fake-segmenter/"):
             raise NotFound(f"{name} does not exist", metadata={"name": name})
         return SEGMENTER
+
+    async def early_channels(self, segmenter: ModelRef) -> int | None:
+        return self.channels
 
     async def find_feature_encoder(self, name: str) -> ModelRef:
         return ENCODER

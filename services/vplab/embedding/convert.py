@@ -131,9 +131,9 @@ def embedding(found: FoundEmbedding, wanted: frozenset[Role] | None) -> pb.Embed
     return message
 
 
-def embedding_parts(found: FoundEmbedding) -> Iterator[pb.GetEmbeddingResponse]:
-    """Yield the header, then the tensors' data in chunks."""
-    header = embedding(found, frozenset(_ROLES))
+def embedding_parts(found: FoundEmbedding, wanted: frozenset[Role]) -> Iterator[pb.GetEmbeddingResponse]:
+    """Yield the header, then the data of the tensors of the wanted roles in chunks."""
+    header = embedding(found, wanted)
     chunks = [named.tensor.data for named in header.tensors]
     for named in header.tensors:
         named.tensor.data = b""

@@ -70,7 +70,8 @@ class EmbeddingServicer(pb_grpc.EmbeddingServiceServicer):
         self, request: pb.GetEmbeddingRequest, context: Any
     ) -> AsyncIterator[pb.GetEmbeddingResponse]:
         found = await self._core.get(parse_embedding_name(request.name, field="name"))
-        for part in convert.embedding_parts(found):
+        wanted = convert.roles(request.output_roles, field="output_roles")
+        for part in convert.embedding_parts(found, wanted):
             yield part
 
     async def PrecomputeEmbeddings(

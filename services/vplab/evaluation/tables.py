@@ -9,8 +9,9 @@ from vplab.evaluation.summary import BOUNDARY_F, IMAGE_IOU, IOU, MEASURES, MIOU
 
 _BASE = "segmenter"
 """The row before tuning."""
-_NOTES = {"hq-token": "hq-token is HQ-SAM without its early feature, which no encoder here gives"}
-"""By row, what its name does not say."""
+HQ_TOKEN = "hq-token"
+WITHOUT_EARLY = "hq-token is HQ-SAM without its early feature, which its image encoder does not give"
+"""What the name of that row does not say where ``lacks_early_feature``."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,14 @@ def _gain(figures: dict[str, Any], number: str) -> Cell:
     return Cell(f"{100 * (after / before - 1):+.0f}")
 
 
+def lacks_early_feature(summary: dict[str, Any]) -> bool:
+    """Say whether HQ_TOKEN was tuned, and without HQ-SAM's early feature in any of its jobs."""
+    jobs = summary["tunings"].get(HQ_TOKEN, {}).get("shots", {}).values() if "tunings" in summary else ()
+    return HQ_TOKEN in summary["tuned"] and not (jobs and all(job.get("early_channels") for job in jobs))
+
+
 def _noted(summary: dict[str, Any]) -> str:
-    return "".join(f"; {note}" for name, note in _NOTES.items() if name in summary["tuned"])
+    return f"; {WITHOUT_EARLY}" if lacks_early_feature(summary) else ""
 
 
 def _tuned_rows(summary: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from vplab.segmentation.decode_queue import (
     decode,
     submit,
 )
-from vplab.segmentation.errors import AnswerTooLarge, ModelMismatch
+from vplab.segmentation.errors import AnswerTooLarge, EarlyFeaturesMissing, ModelMismatch
 from vplab.segmentation.ports import Decoded
 from vplab.segmentation.prompt_sets import PromptSets
 from vplab.segmentation.segmenters import Segmenters
@@ -109,13 +109,13 @@ class SegmentationCore:
         ModelMismatch, AdapterBaseMismatch, AnswerTooLarge, and what the queue raises.
         """
         version = await self._segmenters.resolve(segmenter or self._default_segmenter)
-        adapted = await self._adapters.resolve(adapter, version) if adapter else None
+        adapted = await self._adapted(adapter, version) if adapter else None
         spec = version.spec if adapted is None else adapted.spec
         num_logits = len(prompts) * _num_masks(spec, multimask) * int(np.prod(spec.low_res_hw))
         if includes_logits and 4 * num_logits > self._max_logits_bytes:
             raise AnswerTooLarge(4 * num_logits, self._max_logits_bytes)
         encoder = await self._image_encoder(version)
-        opened = await self._targets.decodable(image, encoder, spec)
+        opened = await self._targets.decodable(image, encoder, spec, wants_early=_wants_early(adapted))
         transform = opened.transform
         if _are_quickly_read(prompts):
             tokens = _tokens(prompts, transform, spec)
@@ -128,10 +128,13 @@ class SegmentationCore:
                 group, asked = [tokens[m] for m in members], [prompts[m] for m in members]
                 finish = partial(_masks_of_prompts, asked, chosen, transform, spec, opened.colours)
                 if self._finishes_at_device and len(group) <= CHUNK:
-                    item = DecodeItem(decoder, spec, opened.embedding, group, finish)
+                    item = DecodeItem(decoder, spec, opened.embedding, group, finish, opened.early_features)
                     made = await submit(self._queue, item, urgency)
                 else:
-                    decoded = await decode(self._queue, decoder, spec, opened.embedding, group, urgency)
+                    early = opened.early_features
+                    decoded = await decode(
+                        self._queue, decoder, spec, opened.embedding, group, urgency, early_features=early
+                    )
                     made = await self._workers.run(partial(finish, decoded))
                 objects |= zip(members, made, strict=True)
         provenance = Provenance(
@@ -149,7 +152,7 @@ class SegmentationCore:
         version = await self._segmenter_of(found)
         if not adapter:
             return Chosen(found, None)
-        adapted = await self._adapters.resolve(adapter, version)
+        adapted = await self._adapted(adapter, version)
         async with self._adapters.decoder(adapted):
             return Chosen(found, adapted)
 
@@ -166,9 +169,14 @@ class SegmentationCore:
         feature_encoder = await self._segmenters.encoder(prompt_set.feature_encoder.name)
         spec = version.spec if adapter is None else adapter.spec
         references = await self.prompt_sets.references(prompt_set, options)
-        wants_colours = spec.colour_evidence is not None
-        tile_side = options.tile_side or 0
-        target = await self._targets.open(image, image_encoder, feature_encoder, tile_side, wants_colours=wants_colours)
+        target = await self._targets.open(
+            image,
+            image_encoder,
+            feature_encoder,
+            options.tile_side or 0,
+            wants_colours=spec.colour_evidence is not None,
+            wants_early=_wants_early(adapter),
+        )
         embedded = time.monotonic()
         refines = self._refines == "always" or (self._refines == "auto" and spec.refines)
         work = _Work(prompt_set, references, target, options, refines)
@@ -192,6 +200,17 @@ class SegmentationCore:
             None if adapter is None else adapter.model,
         )
         return Segmentation(findings, target.image_hw, provenance, timings, options)
+
+    async def _adapted(self, adapter: str, version: SegmenterVersion) -> AdapterVersion:
+        """Resolve an adapter and be certain that the image encoder gives all that it takes."""
+        adapted = await self._adapters.resolve(adapter, version)
+        if adapted.early_channels is not None:
+            encoder = await self._image_encoder(version)
+            if encoder.spec.early_channels != adapted.early_channels:
+                raise EarlyFeaturesMissing(
+                    adapted.model.name, adapted.early_channels, encoder.model.name, encoder.spec.early_channels
+                )
+        return adapted
 
     async def _segmenter_of(self, prompt_set: PromptSet) -> SegmenterVersion:
         version = await self._segmenters.resolve(prompt_set.segmenter.name)
@@ -270,6 +289,10 @@ class _Work:
             SegmentOptions(min_mask_score=options.min_mask_score or 0.0, refines=self._refines),
             on_matched,
         )
+
+
+def _wants_early(adapter: AdapterVersion | None) -> bool:
+    return adapter is not None and adapter.early_channels is not None
 
 
 def _num_masks(spec: SegmenterSpec, multimask: bool) -> int:

@@ -43,6 +43,8 @@ class DecodeItem:
     tokens: Sequence[PromptTokens]
     finish: Callable[[Decoded], Any] | None = None
     """Makes of the answer what is wanted, in the device's thread; None leaves it as it is."""
+    early_features: NDArray[Any] | None = None
+    """(E, h, w) of the image, for a decoder that takes them."""
 
     @property
     def batch_key(self) -> tuple[int, int]:
@@ -73,9 +75,12 @@ def decode_batch(items: Sequence[DecodeItem]) -> Sequence[Any]:
     """Run items of one batch key as one batch over images and prompts; runs on the device's thread."""
     spec = items[0].spec
     images: dict[int, int] = {}
+    shown: list[DecodeItem] = []
     for item in items:
-        images.setdefault(id(item.embedding), len(images))
-    embeddings = {images[id(item.embedding)]: item.embedding for item in items}
+        if id(item.embedding) not in images:
+            images[id(item.embedding)] = len(images)
+            shown.append(item)
+    early = [item.early_features for item in shown if item.early_features is not None]
     index = np.concatenate([np.full(len(item.tokens), images[id(item.embedding)], np.int64) for item in items])
     tokens = [token for item in items for token in item.tokens]
     masks = np.zeros((len(tokens), 1, *spec.low_res_hw), np.float32)
@@ -84,12 +89,13 @@ def decode_batch(items: Sequence[DecodeItem]) -> Sequence[Any]:
             row[0] = token.mask_logits
     logits, ious = _run(
         items,
-        _stacked([embeddings[i] for i in range(len(embeddings))]),
+        _stacked([item.embedding for item in shown]),
         index,
         np.stack([token.coords for token in tokens]),
         np.stack([token.labels for token in tokens]),
         masks,
         np.array([token.mask_logits is not None for token in tokens], np.float32),
+        *([_stacked(early)] if early else []),
     )
     ends = np.cumsum([len(item.tokens) for item in items])
     return [
@@ -136,10 +142,12 @@ async def decode(
     tokens: Sequence[PromptTokens],
     urgency: Urgency,
     piece: int = CHUNK,
+    early_features: NDArray[Any] | None = None,
 ) -> Decoded:
     """Decode prompts of equally many tokens, ``piece`` of them in one item. Raises as DeviceQueue.submit."""
     items = [
-        DecodeItem(decoder, spec, embedding, tokens[start : start + piece]) for start in range(0, len(tokens), piece)
+        DecodeItem(decoder, spec, embedding, tokens[start : start + piece], early_features=early_features)
+        for start in range(0, len(tokens), piece)
     ]
     parts: list[Decoded] = [await submit(queue, item, urgency) for item in items]
     if len(parts) == 1:
@@ -183,8 +191,8 @@ class QueueDecoder:
         return self._colours.sharpen(tile, logits)
 
     def decode(self, tile: int, tokens: Sequence[PromptTokens]) -> Decoded:
-        embedding = self._target.embeddings[tile]
-        call = decode(self._queue, self._decoder, self.spec, embedding, tokens, self._urgency, self._piece)
+        embedding, early = self._target.embeddings[tile], self._target.early(tile)
+        call = decode(self._queue, self._decoder, self.spec, embedding, tokens, self._urgency, self._piece, early)
         with self._lock:
             if self._is_cancelled or self._loop.is_closed():
                 call.close()

@@ -30,6 +30,16 @@ class ModelMismatch(FailedPrecondition):
         super().__init__(message, metadata={"expected": expected, "actual": actual})
 
 
+class EarlyFeaturesMissing(ModelMismatch):
+    """An adapter fuses an early feature that the segmenter's image encoder does not give, or not of that width."""
+
+    def __init__(self, adapter: str, wanted: int, encoder: str, given: int | None) -> None:
+        actual = "none" if given is None else str(given)
+        message = f"adapter: {adapter} takes early features of {wanted} channels, {encoder} gives {actual}"
+        super().__init__(message, expected=str(wanted), actual=actual)
+        self.metadata = {**self.metadata, "field": "adapter"}
+
+
 class AdapterBaseMismatch(FailedPrecondition):
     """An adapter was made for another segmenter."""
 

@@ -137,11 +137,13 @@ class LoadedSegmenter(Protocol):
         point_labels: NDArray[np.float32],
         mask_input: NDArray[np.float32],
         has_mask_input: NDArray[np.float32],
+        early_features: NDArray[np.float32] | None = None,
     ) -> Decoded:
         """Decode N prompts of B images: low-resolution logits (N, planes, h, w) and predicted IoU (N, planes).
 
         image_embedding: (B, C, h, w) float32. image_index: (N,). point_coords: (N, P, 2). point_labels: (N, P).
-        mask_input: (N, 1, 4h, 4w). has_mask_input: (N,). Called from the device's thread only.
+        mask_input: (N, 1, 4h, 4w). has_mask_input: (N,). early_features: (B, E, h, w) float32 for a graph that takes
+        them. Called from the device's thread only.
         """
         ...
 

@@ -41,6 +41,7 @@ from vplab.vision.specs import SegmenterSpec
 from vplab.vision.tiling import Tile, tile_layout
 
 IMAGE_EMBEDDING, PATCH_FEATURES, COLOURS = "image_embedding", "patch_features", "colours"
+EARLY_FEATURES = "early_features"
 _TILES_AT_ONCE = 4
 _TILE_NAMES_BYTES = 4 << 20
 _NAME_BYTES = 128
@@ -61,10 +62,13 @@ class Decodable:
     """(C, h, w)"""
     transform: FrameTransform
     colours: ColourModel | None
+    early_features: NDArray[Any] | None = None
+    """(E, h, w) as they came, where the adapter takes them."""
 
     @property
     def num_bytes(self) -> int:
-        return self.embedding.nbytes + (0 if self.colours is None else self.colours.num_bytes)
+        early = 0 if self.early_features is None else self.early_features.nbytes
+        return self.embedding.nbytes + early + (0 if self.colours is None else self.colours.num_bytes)
 
 
 class Targets:
@@ -82,19 +86,23 @@ class Targets:
         )
         self._cache: ByteCache[Embedded | Decodable] = ByteCache("embedding", cache_bytes, lambda e: e.num_bytes)
 
-    async def decodable(self, image: ImageInput, encoder: EncoderVersion, spec: SegmenterSpec) -> Decodable:
+    async def decodable(
+        self, image: ImageInput, encoder: EncoderVersion, spec: SegmenterSpec, *, wants_early: bool = False
+    ) -> Decodable:
         """Return an image ready for prompts to a segmenter; what is made of its embedding is remembered, not that.
 
+        wants_early: whether the decoder takes the image's early features.
         Raises as Embedder.embed, and ModelMismatch for an encoder that does not fit the segmenter.
         """
         digest = await self.digest(image)
-        key = (digest, encoder.model.digest, spec.embedding_shape, spec.colour_evidence, spec.mask_threshold)
+        made_for = (spec.embedding_shape, spec.colour_evidence, spec.mask_threshold, wants_early)
+        key = (digest, encoder.model.digest, *made_for)
         known = self._cache.get(key)
         if isinstance(known, Decodable):
             return known
-        wanted = {encoder.model: decoding_roles(spec.colour_evidence is not None)}
+        wanted = {encoder.model: decoding_roles(spec.colour_evidence is not None, wants_early)}
         embedded = (await self._embedder.embed(image, wanted))[encoder.model]
-        made = await self._workers.run(lambda: _decodable(embedded, encoder, spec))
+        made = await self._workers.run(lambda: _decodable(embedded, encoder, spec, wants_early))
         self._cache.put(key, made)
         return made
 
@@ -138,21 +146,24 @@ class Targets:
         tile_side: int,
         *,
         wants_colours: bool = False,
+        wants_early: bool = False,
     ) -> Target:
         """Embed an image for matching with ``feature_encoder`` and decoding after ``image_encoder`` (None: not needed).
 
         wants_colours: whether the decoder's masks are sharpened by what ``image_encoder`` says of the colours.
+        wants_early: whether the decoder takes the early features of ``image_encoder``.
         Raises as Embedder.embed; EmbeddingNotCached for a digest of an image that needs tiles; InvalidInput for more
         tiles than are allowed.
         """
-        wanted = _wanted(image_encoder, feature_encoder, wants_colours)
+        roles = decoding_roles(wants_colours, wants_early)
+        wanted = _wanted(image_encoder, feature_encoder, roles)
         size_hw = await self._size_hw(image)
         if size_hw is not None and _is_tiled(size_hw, tile_side):
             digest = await self.digest(image)
             found_tiles = await self._known_tiles(digest, size_hw, wanted, tile_side)
             if found_tiles is None:
                 found_tiles = await self._embed_tiles(image, digest, wanted, tile_side)
-            return _target(digest, size_hw, found_tiles, image_encoder, feature_encoder, wants_colours)
+            return _target(digest, size_hw, found_tiles, image_encoder, feature_encoder, roles)
         found = await self.embed(image, wanted)
         whole = found[feature_encoder.model]
         if _is_tiled(whole.image_hw, tile_side):
@@ -160,7 +171,7 @@ class Targets:
             raise EmbeddingNotCached(image.digest, "it is large enough to be cut into tiles")
         area = Tile(0, 0, whole.image_hw[1], whole.image_hw[0])
         tiles = [(area, found)]
-        return _target(whole.image_digest, whole.image_hw, tiles, image_encoder, feature_encoder, wants_colours)
+        return _target(whole.image_digest, whole.image_hw, tiles, image_encoder, feature_encoder, roles)
 
     async def _size_hw(self, image: ImageInput) -> tuple[int, int] | None:
         match image:
@@ -231,28 +242,30 @@ def check_embedding(embedded: Embedded, role: str, shape: tuple[int, ...]) -> ND
     return array
 
 
-def decoding_roles(wants_colours: bool) -> list[str]:
+def decoding_roles(wants_colours: bool, wants_early: bool) -> list[str]:
     """Return the roles that decoding needs of the image encoder."""
-    return [IMAGE_EMBEDDING, COLOURS] if wants_colours else [IMAGE_EMBEDDING]
+    further = ((COLOURS, wants_colours), (EARLY_FEATURES, wants_early))
+    return [IMAGE_EMBEDDING, *(role for role, is_wanted in further if is_wanted)]
 
 
-def colours_of(embedded: Embedded, encoder: EncoderVersion) -> NDArray[Any]:
-    """Return the colours of an image. Raises ModelMismatch when the encoder gives none."""
-    output = encoder.spec.output(COLOURS)
-    return check_embedding(embedded, COLOURS, () if output is None else output.shape)
+def further_output(role: str, embedded: Embedded, encoder: EncoderVersion) -> NDArray[Any]:
+    """Return the colours or early features of an image. Raises ModelMismatch when the encoder gives none."""
+    output = encoder.spec.output(role)
+    return check_embedding(embedded, role, () if output is None else output.shape)
 
 
-def _decodable(embedded: Embedded, encoder: EncoderVersion, spec: SegmenterSpec) -> Decodable:
+def _decodable(embedded: Embedded, encoder: EncoderVersion, spec: SegmenterSpec, wants_early: bool) -> Decodable:
     transform = frame_transform(embedded.image_hw, encoder.spec.preprocessing)
     embedding = check_embedding(embedded, IMAGE_EMBEDDING, spec.embedding_shape).astype(np.float32)
-    colours = None if spec.colour_evidence is None else colours_of(embedded, encoder)
-    return Decodable(embedded.image_digest, embedding, transform, ColourModel.of(colours, transform, spec))
+    colours = None if spec.colour_evidence is None else further_output(COLOURS, embedded, encoder)
+    early = further_output(EARLY_FEATURES, embedded, encoder) if wants_early else None
+    return Decodable(embedded.image_digest, embedding, transform, ColourModel.of(colours, transform, spec), early)
 
 
-def _wanted(image_encoder: EncoderVersion | None, feature_encoder: EncoderVersion, wants_colours: bool) -> Wanted:
+def _wanted(image_encoder: EncoderVersion | None, feature_encoder: EncoderVersion, roles: Sequence[str]) -> Wanted:
     wanted: dict[ModelRef, list[str]] = {}
     if image_encoder is not None:
-        wanted.setdefault(image_encoder.model, []).extend(decoding_roles(wants_colours))
+        wanted.setdefault(image_encoder.model, []).extend(roles)
     wanted.setdefault(feature_encoder.model, []).append(PATCH_FEATURES)
     return wanted
 
@@ -267,12 +280,13 @@ def _target(
     tiles: Sequence[tuple[Tile, Mapping[ModelRef, Embedded]]],
     image_encoder: EncoderVersion | None,
     feature_encoder: EncoderVersion,
-    wants_colours: bool,
+    roles: Sequence[str],
 ) -> Target:
     output = feature_encoder.spec.output(PATCH_FEATURES)
     assert output is not None, "checked when the prompt set was made"
     patches, embeddings = [], []
     colours: list[NDArray[Any] | None] = []
+    early: list[NDArray[Any] | None] = []
     for area, found in tiles:
         features = check_embedding(found[feature_encoder.model], PATCH_FEATURES, output.shape)
         transform = frame_transform(area.size_hw, feature_encoder.spec.preprocessing)
@@ -282,8 +296,9 @@ def _target(
             shape = embedding.shape if embedding is not None else ()
             of_tile = found[image_encoder.model]
             embeddings.append(check_embedding(of_tile, IMAGE_EMBEDDING, shape))
-            colours.append(colours_of(of_tile, image_encoder) if wants_colours else None)
-    return Target(digest, size_hw, TargetPatches.of(patches), tuple(embeddings), tuple(colours))
+            for role, outputs in ((COLOURS, colours), (EARLY_FEATURES, early)):
+                outputs.append(further_output(role, of_tile, image_encoder) if role in roles else None)
+    return Target(digest, size_hw, TargetPatches.of(patches), tuple(embeddings), tuple(colours), tuple(early))
 
 
 def _decode(image: ImageInput, limits: ImageLimits) -> ImageRGB:

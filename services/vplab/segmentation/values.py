@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vplab.vision.adapters.spec import AdapterSpec
+from vplab.vision.adapters.spec import AdapterSpec, HqTokenSpec
 from vplab.vision.images import PixelFormat
 from vplab.vision.masks import decode_runs
 from vplab.vision.matching import ClassBank, TargetPatches
@@ -84,6 +84,11 @@ class AdapterVersion:
     adapter: AdapterSpec | None = None
     """What it is made of; None if its files do not say, or say something this software does not know."""
 
+    @property
+    def early_channels(self) -> int | None:
+        """Channels of the image encoder's early feature that its graph takes; None where it takes none."""
+        return self.adapter.early_channels if isinstance(self.adapter, HqTokenSpec) else None
+
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
@@ -93,7 +98,8 @@ class Embedded:
     image_hw: tuple[int, int]
     encoder: ModelRef
     outputs: Mapping[str, NDArray[Any]]
-    """By role: ``image_embedding`` (C, h, w), ``patch_features`` (h, w, D); in the precision asked for."""
+    """By role: ``image_embedding`` (C, h, w), ``patch_features`` (h, w, D), ``early_features`` (E, h, w); in the
+    precision asked for."""
 
     @property
     def num_bytes(self) -> int:
@@ -301,3 +307,9 @@ class Target:
     """Image embeddings (C, h, w), one for each tile."""
     colours: tuple[NDArray[Any] | None, ...]
     """Colours (3, H, W) of each tile, where the segmenter uses them."""
+    early_features: tuple[NDArray[Any] | None, ...] = ()
+    """Early features (E, h, w) of each tile, where the adapter takes them; empty is none."""
+
+    def early(self, tile: int) -> NDArray[Any] | None:
+        """Return the early features of a tile, or None."""
+        return self.early_features[tile] if self.early_features else None

@@ -170,6 +170,13 @@ class ModelSource(Protocol):
         """
         ...
 
+    async def early_channels(self, segmenter: ModelRef) -> int | None:
+        """Return the channels of the early feature that a segmenter's image encoder gives; None where it gives none.
+
+        Raises NotFound, FailedPrecondition (MODEL_UNSUPPORTED).
+        """
+        ...
+
     async def find_feature_encoder(self, name: str) -> ModelRef:
         """Return the encoder that a name means now. Raises NotFound, FailedPrecondition (MODEL_UNSUPPORTED)."""
         ...

@@ -88,6 +88,8 @@ class TuningOptions:
     lora_rank: int | None = None
     num_prompt_tokens: int | None = None
     seed: int | None = None
+    early_features: bool | None = None
+    """Whether the image encoder's early feature is fused; in a plan None is a method that cannot, or an older plan."""
 
 
 @dataclass(frozen=True)

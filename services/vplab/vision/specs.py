@@ -51,8 +51,8 @@ class OutputSpec(_Spec):
     """Name of the graph output."""
     role: Literal["image_embedding", "patch_features", "early_features", "colours"]
     """``image_embedding`` (C, h, w) feeds a mask decoder; ``patch_features`` (h, w, D), L2-normalised, feeds a matcher;
-    ``early_features`` (C, h, w) is the intermediate feature HQ-SAM fuses; ``colours`` (3, h, w) is the input's
-    RGB in 0..1, from which the edges of masks are sharpened."""
+    ``early_features`` (E, h, w), on the embedding's grid, is the intermediate feature HQ-SAM fuses; ``colours``
+    (3, h, w) is the input's RGB in 0..1, from which the edges of masks are sharpened."""
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     """Shape of one image's output, in the order the role says."""
     stride: PositiveInt
@@ -75,6 +75,14 @@ class EncoderSpec(_Spec):
     def output(self, role: str) -> OutputSpec | None:
         """Return the output that plays ``role``, or None."""
         return next((o for o in self.outputs if o.role == role), None)
+
+    @property
+    def early_channels(self) -> int | None:
+        """Channels E of the early feature (E, h, w) on the image embedding's grid; None where there is none there."""
+        early, embedding = self.output("early_features"), self.output("image_embedding")
+        if early is None or embedding is None or early.shape[1:] != embedding.shape[1:]:
+            return None
+        return early.shape[0]
 
 
 class PromptRaster(_Spec):

@@ -20,10 +20,19 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import save_file
 
 from fakes.cpp_line_program import SOURCE, build_line_program
+from fakes.hq_adapters import adapt_small_sam, write_hq_adapter
 from fakes.line_site import line_site
 from fakes.random_decoders import disturb
 from fakes.segmentation_site import Site, as_png, iou
-from fakes.small_sam import ENCODER_SPEC, encoder_onnx, small_site
+from fakes.small_sam import (
+    EARLY,
+    EARLY_ENCODER_SPEC,
+    ENCODER,
+    ENCODER_SPEC,
+    encoder_onnx,
+    small_site,
+    write_small_sam,
+)
 from fakes.small_sam import SEGMENTER as SMALL_SEGMENTER
 from fakes.training_site import NANO, SEGMENTER, nano_site, training_beside
 from vplab.client import AsyncClient, AsyncSnapshots
@@ -290,6 +299,40 @@ async def test_a_bundle_refines_where_the_services_do_and_knows_other_feature_en
         assert json.loads((bundle / "bundle.json").read_text())["options"]["refines"]
         # Tall images are resized down before across.
         await compare(segmentation.client, bundle, pictures(tmp_path, (320, 140)), tmp_path / "out", run)
+
+
+@pytest.mark.slow
+async def test_an_adapter_that_fuses_an_early_feature_finds_it_in_a_bundle_too(tmp_path: Path, run: Run) -> None:
+    models = {"default_segmenter": f"artifacts/{SMALL_SEGMENTER}", "default_feature_encoder": f"artifacts/{ENCODER}"}
+    folder = await asyncio.to_thread(write_small_sam, tmp_path / "models", EARLY_ENCODER_SPEC)
+    async with (
+        small_site(tmp_path, folder) as site,
+        training_beside(site, **models) as training,
+        site.segmentation(**models, embedding_precision="float16", refines="auto") as segmentation,
+    ):
+        await create_prompt_set(segmentation.client, SegmentOptions(max_points=12, presence_threshold=-1.0))
+        base = await training.client.registry.get_version(f"artifacts/{SMALL_SEGMENTER}")
+        paths = pictures(tmp_path, SIZE_HW)
+        adapted = await asyncio.to_thread(adapt_small_sam, folder, scale=0.05)
+        fitting = await asyncio.to_thread(write_hq_adapter, tmp_path / "fitting", adapted)
+        adapter = await site.publish_adapter_files(fitting, "sharp", base=base)
+        bundle = await bundled(training.client, "line-a", adapter.name, tmp_path / "cache")
+        tuned = await compare(segmentation.client, bundle, paths, tmp_path / "out", run, adapter.name)
+        plain = [
+            (await segmentation.client.segmentation.segment_image(path.read_bytes(), "artifacts/parts")).label_image()
+            for path in paths
+        ]
+        assert sum(int((a != b).sum()) for a, b in zip(plain, tuned, strict=True)) > 50
+
+        wide = await asyncio.to_thread(adapt_small_sam, folder, EARLY + 4)
+        foreign = await asyncio.to_thread(write_hq_adapter, tmp_path / "foreign", wide)
+        other = await site.publish_adapter_files(foreign, "sharp", base=base)
+        job = await training.client.training.create_export_job("line-b", "artifacts/parts", adapter=other.name)
+        while not job.is_done:
+            await asyncio.sleep(0.1)
+            job = await training.client.training.get_export_job(job.name)
+        assert job.state == "failed"
+        assert job.message.startswith(f"adapter: {other.name} takes early features of {EARLY + 4} channels")
 
 
 @pytest.mark.slow

@@ -1,28 +1,25 @@
-"""Parameter counts: the paper's where it gives them, and the README's tables and example.
+"""Parameter counts: the paper's where it gives them, and the README's table and example.
 
-``PYTHONPATH=tests python tests/unit/adapters/test_counts.py`` rewrites the tables.
+``PYTHONPATH=tests python tests/unit/adapters/test_counts.py`` rewrites the table.
 """
 
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fakes.random_decoders import build_decoder
-from vplab.embedding.backends._embedding_file import encode_embedding
-from vplab.embedding.values import Embedding, ModelRef, NamedTensor, Precision
 from vplab.vision.adapters.adapt import adapt
 from vplab.vision.adapters.spec import METHODS, HqTokenSpec, PromptTokensSpec, QloraSpec, default_spec
 
 README = Path(__file__).parents[3] / "services/vplab/vision/adapters/README.md"
-WIDTH = 256
-# Encoder, grid of its embedding, channels of its early feature.
-ENCODERS = (("SAM ViT-B", 64, 768), ("SAM ViT-L", 64, 1024), ("SAM ViT-H", 64, 1280))
+BEGIN, END = "<!-- counts -->", "<!-- end counts -->"
 NO_GATE = PromptTokensSpec(gate="none")
 VARIANTS = {method: default_spec(method) for method in METHODS} | {
     "prompt_tokens, gate none": NO_GATE,
     "qlora, base_type int8": QloraSpec(base_type="int8"),
+    "hq_token, early_channels 160 (MobileSAM)": HqTokenSpec(early_channels=160),
+    "hq_token, early_channels 384 (nano)": HqTokenSpec(early_channels=384),
     "hq_token, early_channels 768 (ViT-B)": HqTokenSpec(early_channels=768),
     "hq_token, early_channels 1024 (ViT-L)": HqTokenSpec(early_channels=1024),
     "hq_token, early_channels 1280 (ViT-H)": HqTokenSpec(early_channels=1280),
@@ -47,31 +44,6 @@ def table():
         paper, frozen = PAPER.get(name.split(",")[0], ""), f"{adapted.base_bytes / 1e6:.1f}"
         lines.append(f"| {name} | {count:,} | {tensors} | {paper} | {frozen} |")
     return "\n".join(lines)
-
-
-def cache_table():
-    """Return the README's table of what an image takes in the embedding cache, in half precision."""
-    lines = [
-        "| encoder | embedding, bytes | with its early feature | times | images in 10 GiB |",
-        "|---|--:|--:|--:|--:|",
-    ]
-    for name, grid, channels in ENCODERS:
-        alone, fused = cached_bytes(grid, WIDTH), cached_bytes(grid, WIDTH, channels)
-        images = f"{(10 << 30) // alone:,} or {(10 << 30) // fused:,}"
-        lines.append(f"| {name} | {alone:,} | {fused:,} | {fused / alone:.1f} | {images} |")
-    return "\n".join(lines)
-
-
-def cached_bytes(grid, *channels):
-    """Return the size of the file that the embedding service keeps for feature maps of these widths."""
-    maps = [np.zeros((width, grid, grid), np.float16) for width in channels]
-    names = ("image_embedding", "early_features")
-    tensors = tuple(NamedTensor(name, name, array) for name, array in zip(names, maps, strict=False))
-    encoder = ModelRef("artifacts/sam/versions/1", "a" * 64)
-    return len(encode_embedding(Embedding("b" * 64, encoder, "c" * 64, (1024, 1024), Precision.FLOAT16, tensors)))
-
-
-TABLES = {"counts": table, "cache": cache_table}
 
 
 @pytest.mark.parametrize(
@@ -100,10 +72,9 @@ def test_gates_add_a_number_for_each_head_of_the_seven_attentions(decoder):
     assert gated - adapt(decoder, NO_GATE).num_adapter_parameters == 7 * 8
 
 
-@pytest.mark.parametrize("mark", TABLES)
-def test_the_readme_has_the_table(mark):
+def test_the_readme_has_the_table():
     text = README.read_text(encoding="utf-8")
-    assert text.partition(f"<!-- {mark} -->")[2].partition(f"<!-- end {mark} -->")[0].strip() == TABLES[mark]()
+    assert text.partition(BEGIN)[2].partition(END)[0].strip() == table()
 
 
 @pytest.mark.slow
@@ -116,7 +87,5 @@ def test_the_example_of_the_readme_runs():
 
 
 if __name__ == "__main__":
-    for mark, make in TABLES.items():
-        begin, end = f"<!-- {mark} -->", f"<!-- end {mark} -->"
-        before, _, rest = README.read_text(encoding="utf-8").partition(begin)
-        README.write_text(f"{before}{begin}\n{make()}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")

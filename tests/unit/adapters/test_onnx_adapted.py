@@ -10,8 +10,8 @@ import torch
 from fakes.graph_predictor import open_session
 from fakes.random_decoders import build_decoder, disturb, make_inputs
 from vplab.vision.adapters.adapt import adapt
-from vplab.vision.adapters.onnx_adapted import EARLY_INPUT, adapted_to_onnx
-from vplab.vision.adapters.spec import HqTokenSpec, default_spec
+from vplab.vision.adapters.onnx_adapted import adapted_to_onnx
+from vplab.vision.adapters.spec import EARLY_INPUT, HqTokenSpec, default_spec
 from vplab.vision.sam.onnx_decoder import INPUT_NAMES, OUTPUT_NAMES, PromptDecoder, decoder_to_onnx
 
 FOLDED = ("lora", "ia3", "boft", "qlora", "full_decoder")

@@ -196,6 +196,9 @@ def test_the_paper_s_tables_start_with_the_segmenter_and_end_with_the_gain(tmp_p
     full, few, matching = paper_tables(json.loads(json.dumps(tuned_summary(tmp_path))))
     assert "all images that are not tested" in full.title
     assert all("; hq-token is HQ-SAM without its early feature" in table.title for table in (full, few))
+    fused = tuned_summary(tmp_path / "fused")
+    fused["tunings"]["hq-token"]["shots"]["5"]["early_channels"] = 384.0
+    assert not any("early feature" in table.title for table in paper_tables(fused))
     assert full.to_markdown().splitlines()[2:] == [
         "| method | parameters | stored | box | 1 click | 3 clicks | 5 clicks |",
         "|---|--:|--:|--:|--:|--:|--:|",

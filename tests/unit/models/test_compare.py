@@ -39,7 +39,7 @@ def test_every_run_counts_and_one_that_is_not_a_number_fails_its_size(
     session = Echo(bad_run)
     monkeypatch.setattr(compare, "open_graph", lambda path: session)
     monkeypatch.setattr(compare, "releasing_run", session.run)
-    encoded, cases = compare_encoder(Path("encoder.onnx"), SPEC, TorchImages(transforms, images, images))
+    encoded, cases = compare_encoder(Path("encoder.onnx"), SPEC, TorchImages(transforms, images, (images,)))
     assert session.sizes == [1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 1]
     assert sum(len(case.image_sizes_hw) for case in cases) == 20
     assert [case.name for case in cases if not case.passed] == ([failing] if failing else [])

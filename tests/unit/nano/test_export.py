@@ -150,3 +150,34 @@ def test_an_export_equals_the_torch_modules_it_came_from(tmp_path):
     with torch.no_grad():
         model.mask_decoder.iou_token.weight += 1
     assert not parity(round_to_half(model).eval(), tmp_path, few)[1].passed
+
+
+@pytest.mark.slow
+def test_the_early_encoder_gives_what_the_shipped_one_gives_and_the_map_of_stride_4(tmp_path):
+    torch = pytest.importorskip("torch", reason="making models needs the training extra")
+    pytest.importorskip("segment_anything", reason="making models needs the training extra")
+    from vplab.training.foundation.encoder_weights import encoder_state
+    from vplab.training.foundation.export import EARLY_ENCODER, EARLY_SEGMENTER, export_early
+    from vplab.training.models.parity import ParityReport
+    from vplab.vision.nano.architecture import NanoEncoder
+
+    export_early(BUILTIN, tmp_path, ((480, 640), (640, 480), (333, 517)))
+    (plain_folder, plain), folder = shipped("nano-encoder"), tmp_path / EARLY_ENCODER
+    spec = spec_from_json((folder / "model.json").read_bytes())
+    assert spec.outputs[:-1] == plain.outputs
+    assert spec.early_channels == 384
+    report = ParityReport.model_validate_json((folder / "parity.json").read_bytes())
+    assert {case.quantity for case in report.cases} == {output.role for output in spec.outputs}
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 3, 512, 512)).astype(np.float32)
+    *same, early = ort.InferenceSession(folder / spec.graph).run([o.name for o in spec.outputs], {"image": image})
+    old = ort.InferenceSession(plain_folder / plain.graph).run([o.name for o in plain.outputs], {"image": image})
+    for found, expected in zip(same, old, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
+    encoder = NanoEncoder().eval()
+    encoder.load_state_dict(encoder_state(plain_folder / plain.graph))
+    with torch.inference_mode():
+        fine = encoder.trunk(torch.from_numpy(image))[4].numpy()[0]
+    # Channel 16 c + 4 dy + dx of a cell is channel c of the map at its place (dy, dx).
+    np.testing.assert_allclose(early[0].reshape(24, 4, 4, 32, 32)[5, 2, 3], fine[5, 2::4, 3::4], atol=1e-4)
+    for path in (BUILTIN / "nano-segmenter").iterdir():
+        assert (tmp_path / EARLY_SEGMENTER / path.name).read_bytes() == path.read_bytes()

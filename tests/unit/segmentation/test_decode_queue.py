@@ -36,10 +36,13 @@ class CountingSegmenter:
         point_labels: NDArray[np.float32],
         mask_input: NDArray[np.float32],
         has_mask_input: NDArray[np.float32],
+        early_features: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         self.shapes.append((len(image_embedding), len(image_index), point_labels.shape[1]))
         value = image_embedding[image_index].mean(axis=(1, 2, 3)) + point_coords[:, 0, 0]
         value += has_mask_input * mask_input.mean(axis=(1, 2, 3))
+        if early_features is not None:
+            value += early_features[image_index].mean(axis=(1, 2, 3))
         return np.broadcast_to(value[:, None, None, None], (len(value), 4, 16, 16)).copy(), np.ones((len(value), 4))
 
 
@@ -81,6 +84,18 @@ def test_a_batch_of_several_images_gives_each_item_its_own() -> None:
     results = decode_batch(items)
     assert [logits[:, 0, 0, 0].tolist() for logits, _ in results] == [[101, 102], [213], [104]]
     assert segmenter.shapes == [(2, 4, 2)]
+
+
+def test_the_early_features_of_a_batch_are_stacked_as_its_images_are() -> None:
+    segmenter = CountingSegmenter()
+    one, two = embedding(100), embedding(200)
+    early = [np.full((5, 4, 4), value, np.float16) for value in (1000, 2000)]
+    items = [
+        DecodeItem(segmenter, SPEC, image, [tokens(x)], early_features=feature)
+        for image, x, feature in ((two, 1, early[1]), (one, 2, early[0]), (two, 3, early[1]))
+    ]
+    assert [logits[0, 0, 0, 0] for logits, _ in decode_batch(items)] == [2201, 1102, 2203]
+    assert segmenter.shapes == [(2, 3, 2)]
 
 
 def test_only_prompts_of_equally_many_tokens_and_one_segmenter_share_a_key() -> None:

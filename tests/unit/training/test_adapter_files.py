@@ -1,8 +1,10 @@
 """Every method's adapter as the files of a version: its graph, out of a template, answers as the tuned decoder does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -26,11 +28,17 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> GraphTemplates:
 
 
 @pytest.mark.slow  # exporting a template takes seconds
-@pytest.mark.parametrize("method", TuningMethod)
+@pytest.mark.parametrize(("method", "early_channels"), [*((m, None) for m in TuningMethod), (TuningMethod.HQ_TOKEN, 6)])
 def test_a_method_s_graph_equals_its_tuned_decoder(
-    method: TuningMethod, templates: GraphTemplates, tmp_path: Path
+    method: TuningMethod, early_channels: int | None, templates: GraphTemplates, tmp_path: Path
 ) -> None:
-    adapted = disturb(adapt(tiny_decoder(), adapter_spec(method, TuningOptions())), scale=0.05).eval()
+    options = TuningOptions(early_features=early_channels is not None)
+    adapted = disturb(adapt(tiny_decoder(), adapter_spec(method, options, early_channels)), scale=0.05).eval()
+    examples = examples_of(discs(2))
+    if early_channels is not None:
+        random = np.random.default_rng(0)
+        features = [random.normal(size=(early_channels, 8, 8)).astype(np.float16) for _ in examples]
+        examples = [replace(e, early_features=feature) for e, feature in zip(examples, features, strict=True)]
     plan = TuningPlan("scratches", MODEL, MODEL, None, method, TuningOptions(seed=0))
     metrics = TuningMetrics(0.5, 0.5, None, None)
     result = TuningResult(adapted.adapter_state(), BASE, metrics, metrics, "training")
@@ -39,7 +47,7 @@ def test_a_method_s_graph_equals_its_tuned_decoder(
         AdapterVersion(plan, MODEL, SEGMENTER, {"num_steps": 1}, 2),
         adapted,
         result,
-        examples_of(discs(2)),
+        examples,
         templates,
         Stopwatch(),
         lambda: None,
@@ -51,3 +59,5 @@ def test_a_method_s_graph_equals_its_tuned_decoder(
     said = json.loads((tmp_path / "adapter.json").read_text())
     assert said["adapter"] == json.loads(adapted.spec.model_dump_json())
     assert said["num_parameters"] == adapted.num_adapter_parameters
+    fused = {"hq_token": " with an early feature of 6 channels" if early_channels else " without an early feature"}
+    assert f"| method | {method}{fused.get(method, '')}," in (tmp_path / "MODEL_CARD.md").read_text()

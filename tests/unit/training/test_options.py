@@ -3,10 +3,10 @@
 import pytest
 
 from vplab.errors import InvalidInput
-from vplab.training.core.options import adapter_spec, filled_in, recipe
+from vplab.training.core.options import adapter_spec, filled_in, recipe, with_early_features
 from vplab.training.core.tuning_jobs import dataset_id
 from vplab.training.values import TuningMethod, TuningOptions
-from vplab.vision.adapters.spec import METHODS, EPeftSpec, LoraSpec, PromptTokensSpec, default_spec
+from vplab.vision.adapters.spec import METHODS, EPeftSpec, HqTokenSpec, LoraSpec, PromptTokensSpec, default_spec
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -50,3 +50,33 @@ def test_data_sent_along_gets_an_id_that_the_registry_takes(adapter_id: str) -> 
     from vplab.wire.names import parse_artifact_id
 
     assert parse_artifact_id(dataset_id(adapter_id), field="dataset_id").endswith("-data")
+
+
+@pytest.mark.parametrize(
+    ("asked", "channels", "fuses"),
+    [(None, 96, True), (None, None, False), (True, 96, True), (False, 96, False), (False, None, False)],
+)
+def test_early_features_are_fused_where_there_are_any_unless_told_otherwise(
+    asked: bool | None, channels: int | None, fuses: bool
+) -> None:
+    options = with_early_features(TuningOptions(early_features=asked), channels)
+    assert options.early_features is fuses
+    spec = adapter_spec(TuningMethod.HQ_TOKEN, options, channels)
+    assert spec == HqTokenSpec(early_channels=channels if fuses else None)
+
+
+def test_early_features_that_are_not_there_or_of_no_use_are_refused_with_their_field() -> None:
+    asked = TuningOptions(early_features=True)
+    for refused in (
+        lambda: with_early_features(asked, None),
+        lambda: adapter_spec(TuningMethod.HQ_TOKEN, asked, None),
+        lambda: filled_in(TuningMethod.LORA, asked, num_images=5),
+        lambda: filled_in(TuningMethod.E_PEFT, TuningOptions(early_features=False), num_images=5),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            refused()
+        assert caught.value.violations[0].field == "options.early_features"
+
+
+def test_a_plan_of_an_older_release_trains_without_early_features() -> None:
+    assert adapter_spec(TuningMethod.HQ_TOKEN, TuningOptions(), 96) == HqTokenSpec()

@@ -22,6 +22,7 @@ TUNING = {
     "options.lora_rank": "--rank",
     "options.num_prompt_tokens": "--tokens",
     "options.seed": "--seed",
+    "options.early_features": "--early-features",
     "promote_alias": "--promote",
     "promote_only_if_better": "--only-if-better",
 }

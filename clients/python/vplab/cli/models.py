@@ -40,6 +40,14 @@ PrecisionOption = Annotated[
         "which leaves the mask decoder as adapters need it."
     ),
 ]
+EarlyFeaturesOption = Annotated[
+    bool,
+    typer.Option(
+        "--early-features",
+        help="Let a SAM's encoder return its early feature too, for the method hq_token; cached embeddings grow up to 6 "
+        "times. The names then hold -early.",
+    ),
+]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the history.")]
 
 
@@ -209,12 +217,18 @@ def rollback(
 @verb
 def import_checkpoint(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="SAM or MobileSAM .pth, or DINOv2/DINOv3 safetensors in timm's layout.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="SAM or MobileSAM .pth, DINOv2/DINOv3 safetensors in timm's layout, or a folder of the nano recipe."
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="First part of the names; else the publisher's name.")] = None,
     architecture: Annotated[str | None, typer.Option(help="timm's name of a DINO model; else found from it.")] = None,
     input_size: Annotated[int | None, typer.Option(min=1, help="Input side of a DINO encoder, in pixels.")] = None,
     licence: Annotated[str | None, typer.Option(help="Terms of the weights; else the publisher's.")] = None,
     precision: PrecisionOption = "float32",
+    early_features: EarlyFeaturesOption = False,
     promote_alias: Annotated[
         str, typer.Option("--alias", metavar="ALIAS", help="Alias for the new versions; empty moves none.")
     ] = PRODUCTION,
@@ -222,18 +236,20 @@ def import_checkpoint(
 ) -> None:
     """Turn a publisher's checkpoint into ONNX, compare it with the original, and publish it.
 
-    Needs the training extra (torch). A graph that does not match its torch model is not published.
+    Needs the training extra (torch), but for a folder of graphs that the nano recipe exported. A graph that does not
+    match its torch model is not published.
 
     Example: vplab models import sam_vit_b_01ec64.pth
     """
-    if not path.is_file():
-        raise InvalidInput(f"{path} is no file", field="path")
+    if not path.exists():
+        raise InvalidInput(f"{path} does not exist", field="path")
     options = _lazy("imported").ImportOptions(
         name=name,
         architecture=architecture,
         input_size=input_size,
         licence=licence,
         precision=_precision(precision),
+        has_early_features=early_features,
     )
     versions = run_async(_import_and_publish(where_of(context), path, options, promote_alias))
     _report_published(versions, json_file)
@@ -248,6 +264,7 @@ def pull(
         str, typer.Option("--alias", metavar="ALIAS", help="Alias for the new versions; empty moves none.")
     ] = PRODUCTION,
     precision: PrecisionOption = "float32",
+    early_features: EarlyFeaturesOption = False,
     accept: Annotated[
         bool, typer.Option("--accept-licence", help="I have read and accept the publisher's terms.")
     ] = False,
@@ -287,6 +304,7 @@ def pull(
         architecture=architecture,
         source_url=entry.url,
         precision=chosen,
+        has_early_features=early_features,
     )
     versions = run_async(_import_and_publish(where, path, options, promote_alias))
     _report_published(versions, json_file)

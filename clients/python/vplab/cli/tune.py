@@ -57,6 +57,10 @@ def tune(
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of low-rank updates.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Number of prompt tokens.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds and data give equal adapters.")] = 0,
+    early_features: Annotated[
+        bool | None,
+        typer.Option("--early-features/--no-early-features", help="Of hq_token; else where the encoder gives them."),
+    ] = None,
     segmenter: Annotated[str, typer.Option(metavar="NAME", help="What to tune; else the server's default.")] = "",
     prompt_set: Annotated[
         str, typer.Option(metavar="NAME", help="Whose matcher proposes what to train on; else softmatch.")
@@ -100,7 +104,12 @@ def tune(
     if no_sheet:
         refuse_ignored("--no-sheet makes no picture", sheet=sheet)
     options = TuningOptions(
-        num_steps=steps, learning_rate=learning_rate, lora_rank=rank, num_prompt_tokens=tokens, seed=seed
+        num_steps=steps,
+        learning_rate=learning_rate,
+        lora_rank=rank,
+        num_prompt_tokens=tokens,
+        seed=seed,
+        early_features=early_features,
     )
     request = TuningRequest(
         adapter_id=adapter,

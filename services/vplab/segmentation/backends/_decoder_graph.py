@@ -27,9 +27,17 @@ _BYTES_IN_MEMORY = 2.2
 
 
 def open_graph(
-    name: str, role: str, path: Path, settings: OnnxSettings, further_inputs: tuple[str, ...] = ()
+    name: str,
+    role: str,
+    path: Path,
+    settings: OnnxSettings,
+    further_inputs: tuple[str, ...] = (),
+    optional_inputs: tuple[str, ...] = (),
 ) -> GraphSessions:
-    """Return the sessions of a graph with INPUTS and ``further_inputs``. Raises ModelUnsupported."""
+    """Return the sessions of a graph with INPUTS and ``further_inputs``, maybe ``optional_inputs`` too.
+
+    Raises ModelUnsupported.
+    """
     if not path.is_file():
         raise ModelUnsupported(name, role, f"its files lack {path.name}")
     try:
@@ -39,7 +47,7 @@ def open_graph(
     session = sessions.wide
     inputs, outputs = ({value.name for value in values} for values in (session.get_inputs(), session.get_outputs()))
     expected = (*INPUTS, *further_inputs)
-    if inputs != set(expected):
+    if inputs - set(optional_inputs) != set(expected):
         raise ModelUnsupported(name, role, f"its graph takes {sorted(inputs)}, not {sorted(expected)}")
     missing = sorted(set(OUTPUTS) - outputs)
     if missing:

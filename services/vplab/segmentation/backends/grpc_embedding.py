@@ -32,7 +32,7 @@ class GrpcEmbedding:
             if error.reason != "MESSAGE_TOO_LARGE":
                 raise
             headers = await self._embedding.embed_image(source, names, precision=self._precision, include_tensors=False)
-            found = tuple([await self._embedding.get_embedding(header.name) for header in headers])
+            found = tuple([await self._embedding.get_embedding(header.name, output_roles=roles) for header in headers])
         return {
             model: _checked(embedding, model, wanted)
             for (model, wanted), embedding in zip(encoders.items(), found, strict=True)

@@ -28,6 +28,7 @@ from vplab.vision.specs import EncoderSpec, SegmenterSpec, spec_from_json
 IMAGE_EMBEDDING: Final = "image_embedding"
 PATCH_FEATURES: Final = "patch_features"
 COLOURS: Final = "colours"
+EARLY_FEATURES: Final = "early_features"
 _SPEC_FILE: Final = "model.json"
 _PROMPT_SET_FILE: Final = "prompt_set.json"
 _MAX_SPEC_BYTES: Final = 1 << 20
@@ -55,6 +56,15 @@ class JobInputs:
     """None where there is no matcher."""
     matcher: str
     dataset: Dataset
+    wants_early_features: bool
+    """Whether the job reads the image encoder's early feature."""
+
+    @property
+    def image_roles(self) -> list[OutputRole]:
+        """What the job reads of the image encoder."""
+        roles: list[OutputRole] = [IMAGE_EMBEDDING]
+        roles += [COLOURS] if self.segmenter_spec.colour_evidence is not None else []
+        return roles + ([EARLY_FEATURES] if self.wants_early_features else [])
 
     @property
     def class_ids(self) -> list[int]:
@@ -98,6 +108,7 @@ class ClientJobInputs:
                 feature_encoder=feature_encoder,
                 matcher=matcher,
                 dataset=await asyncio.to_thread(read_dataset, dataset.folder, limits),
+                wants_early_features=_wants_early_features(plan, image_encoder.spec),
             )
         finally:
             self._snapshots.release(segmenter.digest)
@@ -127,9 +138,7 @@ class ClientJobInputs:
         """Return the outputs by role of the image encoder and of the feature encoder (empty without one)."""
         encoders = [inputs.image_encoder, *([inputs.feature_encoder] if inputs.feature_encoder else [])]
         models = list(dict.fromkeys(encoder.model for encoder in encoders))
-        roles: list[OutputRole] = [IMAGE_EMBEDDING]
-        roles += [PATCH_FEATURES] if inputs.feature_encoder else []
-        roles += [COLOURS] if inputs.segmenter_spec.colour_evidence is not None else []
+        roles = inputs.image_roles + ([PATCH_FEATURES] if inputs.feature_encoder else [])
         answers = self._client.embedding.embed_images(
             [("view", image)],
             [model.name for model in models],
@@ -192,6 +201,11 @@ class ClientJobInputs:
         return snapshot
 
 
+def _wants_early_features(plan: TuningPlan, encoder: EncoderSpec) -> bool:
+    # What the alias serves now may fuse them too, and is measured on the same images.
+    return bool(plan.options.early_features) or (plan.promote_only_if_better and encoder.early_channels is not None)
+
+
 def _require_digest(model: ModelRef, digest: str) -> None:
     if digest != model.digest:
         raise FailedPrecondition(
@@ -218,8 +232,7 @@ def _embedded(
     images, features = found
     size_hw = (pixels.shape[0], pixels.shape[1])
     transform = frame_transform(size_hw, inputs.image_encoder.spec.preprocessing)
-    wants_colours = inputs.segmenter_spec.colour_evidence is not None
-    for role in (IMAGE_EMBEDDING, COLOURS) if wants_colours else (IMAGE_EMBEDDING,):
+    for role in inputs.image_roles:
         if role not in images:
             message = f"{inputs.image_encoder.model.name} gives no {role.replace('_', ' ')}"
             raise FailedPrecondition(message, reason="MODEL_MISMATCH")
@@ -230,7 +243,8 @@ def _embedded(
         transform=transform,
         masks=masks,
         patches=_patches(inputs.feature_encoder, features, size_hw),
-        colours=images[COLOURS] if wants_colours else None,
+        early_features=images.get(EARLY_FEATURES),
+        colours=images.get(COLOURS),
     )
 
 

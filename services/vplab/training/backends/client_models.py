@@ -39,6 +39,15 @@ class ClientModels:
         _lineage(version, "a segmenter", "image_encoder")
         return ModelRef(version.name, version.digest)
 
+    async def early_channels(self, segmenter: ModelRef) -> int | None:
+        """Follow the segmenter's lineage to its image encoder and look at what that says of itself."""
+        base = _lineage(await self._registry.get_version(segmenter.name), "a segmenter", "image_encoder")
+        version = await self._registry.get_version(base.version)
+        spec = await self._spec(version, "an image encoder")
+        if not isinstance(spec, EncoderSpec):
+            raise ModelUnsupported(version.name, "an image encoder", "it is a segmenter")
+        return spec.early_channels
+
     async def find_feature_encoder(self, name: str) -> ModelRef:
         """Resolve a name and look at what the version says of itself."""
         version = await self._registry.get_version(name)

@@ -12,6 +12,7 @@ from vplab.vision.adapters.spec import (
     METHODS,
     AdapterSpec,
     EPeftSpec,
+    HqTokenSpec,
     PromptTokensSpec,
     default_spec,
 )
@@ -30,7 +31,8 @@ def filled_in(method: TuningMethod, options: TuningOptions, num_images: int) -> 
     spec = _default(method)
     recipe = Recipe.for_method(method, num_images)
     rank, num_tokens = _lora_rank(spec), _num_prompt_tokens(spec)
-    for name, default in (("lora_rank", rank), ("num_prompt_tokens", num_tokens)):
+    fuses = True if isinstance(spec, HqTokenSpec) else None
+    for name, default in (("lora_rank", rank), ("num_prompt_tokens", num_tokens), ("early_features", fuses)):
         if default is None and getattr(options, name) is not None:
             raise InvalidInput(f"{method} has no {name}", field=f"options.{name}")
     return TuningOptions(
@@ -39,12 +41,35 @@ def filled_in(method: TuningMethod, options: TuningOptions, num_images: int) -> 
         lora_rank=options.lora_rank or rank,
         num_prompt_tokens=options.num_prompt_tokens or num_tokens,
         seed=options.seed or 0,
+        early_features=options.early_features,
     )
 
 
-def adapter_spec(method: TuningMethod, options: TuningOptions) -> AdapterSpec:
-    """Return the adapter that filled-in options describe. Raises InvalidInput."""
+def with_early_features(options: TuningOptions, channels: int | None) -> TuningOptions:
+    """Return the options of HQ_TOKEN with ``early_features`` settled: fused where there are any, unless told otherwise.
+
+    channels: of the early feature that the segmenter's image encoder gives, or None.
+    Raises InvalidInput (field ``options.early_features``) where they are asked for and there are none.
+    """
+    if options.early_features and channels is None:
+        raise InvalidInput(
+            "the segmenter's image encoder gives no early features; take one that was imported with them",
+            field="options.early_features",
+        )
+    return replace(options, early_features=options.early_features is not False and channels is not None)
+
+
+def adapter_spec(method: TuningMethod, options: TuningOptions, early_channels: int | None = None) -> AdapterSpec:
+    """Return the adapter that filled-in options describe. early_channels: what the image encoder gives, or None.
+
+    Raises InvalidInput.
+    """
     spec = _default(method)
+    if isinstance(spec, HqTokenSpec):
+        if not options.early_features:
+            return spec
+        with_early_features(options, early_channels)
+        return spec.model_copy(update={"early_channels": early_channels})
     if isinstance(spec, EPeftSpec):
         return spec.model_copy(
             update={

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from vplab.training import metrics
-from vplab.training.core.options import filled_in
+from vplab.training.core.options import filled_in, with_early_features
 from vplab.training.core.wake_up import WakeUp
 from vplab.training.errors import AdapterBaseMismatch, OtherVersion, naming_field
 from vplab.training.ports import DatasetSource, Executor, JobStore, ModelSource
@@ -23,6 +23,8 @@ from vplab.training.values import (
     ModelRef,
     NewJob,
     TuningDraft,
+    TuningMethod,
+    TuningOptions,
     TuningPlan,
 )
 
@@ -64,6 +66,7 @@ class TuningJobs:
         with naming_field("segmenter"):
             segmenter = await self.models.find_segmenter(draft.segmenter or self.default_segmenter)
         _require(segmenter, draft.segmenter_digest, "segmenter_digest")
+        options = await self._options(draft, segmenter)
         prompt_set = await self._prompt_set(draft, segmenter)
         feature_encoder = None
         if prompt_set is None and self.default_feature_encoder:
@@ -77,7 +80,7 @@ class TuningJobs:
             segmenter=segmenter,
             prompt_set=prompt_set,
             method=draft.method,
-            options=filled_in(draft.method, draft.options, dataset.num_images),
+            options=filled_in(draft.method, options, dataset.num_images),
             promote_alias=draft.promote_alias,
             promote_only_if_better=draft.promote_only_if_better,
             feature_encoder=feature_encoder,
@@ -123,6 +126,14 @@ class TuningJobs:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.poll_s):
                     await changed.wait()
+
+    async def _options(self, draft: TuningDraft, segmenter: ModelRef) -> TuningOptions:
+        """Return the options with what depends on the segmenter settled."""
+        if draft.method is not TuningMethod.HQ_TOKEN:
+            return draft.options
+        with naming_field("segmenter"):
+            channels = await self.models.early_channels(segmenter)
+        return with_early_features(draft.options, channels)
 
     async def _prompt_set(self, draft: TuningDraft, segmenter: ModelRef) -> ModelRef | None:
         if not draft.prompt_set:

@@ -10,7 +10,7 @@ import torch
 
 from vplab.training.foundation.ablations import ablate, as_table, variants
 from vplab.training.foundation.evaluation import comparison, evaluate
-from vplab.training.foundation.export import add_bank, compare_again, export, load_model
+from vplab.training.foundation.export import add_bank, compare_again, export, export_early, load_model
 from vplab.training.foundation.model_cards import write_model_cards
 from vplab.training.foundation.projection import fit_projection
 from vplab.training.foundation.sources import (
@@ -105,6 +105,12 @@ def bank_segmenter(arguments: argparse.Namespace) -> None:
     add_bank(arguments.models)
 
 
+def export_early_pair(arguments: argparse.Namespace) -> None:
+    """Write the pair anew with an encoder that also returns its early feature."""
+    torch.set_num_threads(arguments.threads)
+    export_early(arguments.models, arguments.output)
+
+
 def compare_pair(arguments: argparse.Namespace) -> None:
     """Make the parity reports anew."""
     torch.set_num_threads(arguments.threads)
@@ -178,6 +184,14 @@ def command_line() -> argparse.ArgumentParser:
     step.add_argument("--models", type=Path, required=True, help="folder of nano-encoder and nano-segmenter")
     step.add_argument("--threads", type=int, default=2)
     step.set_defaults(call=bank_segmenter)
+
+    step = steps.add_parser("early", help="write the exported pair with an encoder that returns its early feature too")
+    step.add_argument("--models", type=Path, required=True, help="folder of nano-encoder and nano-segmenter")
+    step.add_argument(
+        "--output", type=Path, required=True, help="folder of nano-early-encoder and nano-early-segmenter"
+    )
+    step.add_argument("--threads", type=int, default=2)
+    step.set_defaults(call=export_early_pair)
 
     step = steps.add_parser("parity", help="compare the exported pair with torch anew; the graphs stay as they are")
     step.add_argument("--models", type=Path, required=True, help="folder of nano-encoder and nano-segmenter")

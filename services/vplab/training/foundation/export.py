@@ -1,22 +1,32 @@
 """The trained model as the two shipped artifacts: graphs with half-precision weights, specs and parity reports."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vplab.training.foundation.encoder_weights import encoder_state
 from vplab.training.models.adapter_bank import encode_pictures, write_bank
-from vplab.training.models.compare import compare_encoder, compare_segmenter, encode_by_torch
+from vplab.training.models.compare import (
+    PROVIDERS,
+    EncodedImages,
+    compare_encoder,
+    compare_segmenter,
+    encode_by_torch,
+)
 from vplab.training.models.half_weights import with_half_weights
 from vplab.training.models.imported import PARITY_IMAGE_SIZES_HW
-from vplab.training.models.parity import ParityCase, ParityReport, make_report
+from vplab.training.models.importing import with_early_output
+from vplab.training.models.parity import ParityReport, make_report
 from vplab.training.worker.decoder_weights import load_decoder
 from vplab.vision.nano.architecture import (
     COLOUR_EVIDENCE,
     COLOUR_STRIDE,
+    EARLY_CHANNELS,
+    EARLY_STRIDE,
     EMBED_DIM,
     FEATURE_DIM,
     FEATURE_STRIDE,
@@ -25,6 +35,7 @@ from vplab.vision.nano.architecture import (
     RASTER,
     STD_RGB,
     STRIDE,
+    EarlyNanoEncoder,
     NanoSegmenter,
 )
 from vplab.vision.sam.build import SamModel
@@ -41,7 +52,13 @@ from vplab.vision.specs import (
 
 ENCODER, SEGMENTER = "nano-encoder", "nano-segmenter"
 ARCHITECTURE = "nano_mobilenetv2_100_stride16"
+EARLY_ENCODER, EARLY_SEGMENTER = "nano-early-encoder", "nano-early-segmenter"
 _PACKAGES = ("onnxruntime-gpu", "segment-anything")
+_COMPARED = ("torch", "onnx", *_PACKAGES)
+_OF_GRAPHS = "the recipe's torch modules with the weights of these graphs, float32"
+_EARLY_CARD = f"""This graph also returns `early_features`, the map of stride {EARLY_STRIDE} folded onto the embedding's
+grid ({EARLY_CHANNELS} channels), for adapters of the method `hq_token`.
+"""
 
 
 def encoder_spec() -> EncoderSpec:
@@ -84,13 +101,10 @@ def export(model: NanoSegmenter, folder: Path, sizes_hw: Sequence[tuple[int, int
     """
     model = round_to_half(model).eval()
     encoder_dir, segmenter_dir = folder / ENCODER, folder / SEGMENTER
-    for directory, spec in ((encoder_dir, encoder_spec()), (segmenter_dir, segmenter_spec())):
+    for directory in (encoder_dir, segmenter_dir):
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "model.json").write_text(spec.model_dump_json(indent=2) + "\n")
-    images = torch.zeros(2, 3, INPUT_SIZE, INPUT_SIZE)
-    names = tuple(output.name for output in encoder_spec().outputs)
-    program = to_onnx(model.encoder, (images,), ({0: batch_axis("num_images")},), ("image",), names)
-    onnx.save(with_half_weights(program.model_proto), encoder_dir / "encoder.onnx")
+    _write_encoder(model.encoder, encoder_spec(), encoder_dir)
+    (segmenter_dir / "model.json").write_text(segmenter_spec().model_dump_json(indent=2) + "\n")
     model.decoder()  # puts the prompt encoder's sizes back to the shipped ones
     program = decoder_to_onnx(model.prompt_encoder, model.mask_decoder)
     onnx.save(with_half_weights(program.model_proto), segmenter_dir / "decoder.onnx")
@@ -104,6 +118,31 @@ def compare_again(folder: Path, sizes_hw: Sequence[tuple[int, int]] = PARITY_IMA
     folder: as ``export`` wrote it. The torch modules are the recipe's own, with the graphs' weights in them.
     Raises FailedPrecondition if the graphs do not agree.
     """
+    _write_parity(folder, parity(_exported_model(folder), folder, sizes_hw, _OF_GRAPHS))
+
+
+def export_early(folder: Path, output: Path, sizes_hw: Sequence[tuple[int, int]] = PARITY_IMAGE_SIZES_HW) -> None:
+    """Write below ``output`` the pair of EARLY_ENCODER, which also returns its early feature, and EARLY_SEGMENTER.
+
+    folder: a pair as ``export`` wrote it. Both encoders have its weights and give the same embeddings; the segmenter
+    is the same files, to be published with the other encoder in its lineage.
+    Raises FailedPrecondition if the graph does not agree with torch.
+    """
+    encoder = EarlyNanoEncoder(_exported_model(folder).encoder).eval()
+    spec = with_early_output(encoder_spec(), EARLY_CHANNELS)
+    shutil.copytree(folder / SEGMENTER, output / EARLY_SEGMENTER)
+    directory = output / EARLY_ENCODER
+    directory.mkdir(parents=True)
+    _write_encoder(encoder, spec, directory)
+    card = (folder / ENCODER / "MODEL_CARD.md").read_text(encoding="utf-8")
+    (directory / "MODEL_CARD.md").write_text(f"{card}\n{_EARLY_CARD}", encoding="utf-8")
+    report, _ = _encoder_parity(encoder, spec, directory, sizes_hw, _OF_GRAPHS)
+    report.require_passed(EARLY_ENCODER)
+    (directory / "parity.json").write_text(report.model_dump_json(indent=2) + "\n")
+
+
+def _exported_model(folder: Path) -> NanoSegmenter:
+    """Return the recipe's modules with the weights of an exported pair."""
     spec = spec_from_json((folder / SEGMENTER / "model.json").read_bytes())
     assert isinstance(spec, SegmenterSpec)
     decoder = load_decoder(folder / SEGMENTER, spec)
@@ -111,8 +150,15 @@ def compare_again(folder: Path, sizes_hw: Sequence[tuple[int, int]] = PARITY_IMA
     model.encoder.load_state_dict(encoder_state(folder / ENCODER / encoder_spec().graph))
     model.prompt_encoder.load_state_dict(decoder.prompt_encoder.state_dict())
     model.mask_decoder.load_state_dict(decoder.mask_decoder.state_dict())
-    reference = "the recipe's torch modules with the weights of these graphs, float32"
-    _write_parity(folder, parity(model.eval(), folder, sizes_hw, reference))
+    return model.eval()
+
+
+def _write_encoder(encoder: nn.Module, spec: EncoderSpec, directory: Path) -> None:
+    (directory / "model.json").write_text(spec.model_dump_json(indent=2) + "\n")
+    images = torch.zeros(2, 3, INPUT_SIZE, INPUT_SIZE)
+    names = tuple(output.name for output in spec.outputs)
+    program = to_onnx(encoder, (images,), ({0: batch_axis("num_images")},), ("image",), names)
+    onnx.save(with_half_weights(program.model_proto), directory / spec.graph)
 
 
 def _write_parity(folder: Path, reports: tuple[ParityReport, ParityReport]) -> None:
@@ -151,32 +197,21 @@ def parity(
     reference: str = "the trained torch modules, float32, weights rounded to half precision",
 ) -> tuple[ParityReport, ParityReport]:
     """Compare both exported graphs with torch, pictures of several sizes and batches; a report for each graph."""
-    graph = folder / ENCODER / "encoder.onnx"
-    cases: list[ParityCase] = []
     spec = encoder_spec()
-    for index, output in reversed(list(enumerate(spec.outputs))):
-        part = _OneOutput(model.encoder, index).eval()
-        one = spec.model_copy(update={"outputs": (output,)})
-        images, found = compare_encoder(graph, one, encode_by_torch(part, one, sizes_hw, seed=0))
-        cases += found
+    encoded, images = _encoder_parity(model.encoder, spec, folder / ENCODER, sizes_hw, reference)
     model.decoder()
     sam = SamModel(
         model.encoder, model.prompt_encoder, model.mask_decoder, spec.family, spec.architecture, spec.preprocessing.size
     )
     prompted = compare_segmenter(sam, folder / SEGMENTER / "decoder.onnx", segmenter_spec(), images, seed=0)
-    packages, providers = ("torch", "onnx", *_PACKAGES), ("CPUExecutionProvider",)
-    return make_report(reference, packages, providers, cases), make_report(reference, packages, providers, prompted)
+    return encoded, make_report(reference, _COMPARED, PROVIDERS, prompted)
 
 
-class _OneOutput(nn.Module):
-    def __init__(self, encoder: nn.Module, index: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.index = index
-
-    def forward(self, image: Tensor) -> Tensor:
-        output: Tensor = self.encoder(image)[self.index]
-        return output
+def _encoder_parity(
+    encoder: nn.Module, spec: EncoderSpec, directory: Path, sizes_hw: Sequence[tuple[int, int]], reference: str
+) -> tuple[ParityReport, EncodedImages]:
+    images, cases = compare_encoder(directory / spec.graph, spec, encode_by_torch(encoder, spec, sizes_hw, seed=0))
+    return make_report(reference, _COMPARED, PROVIDERS, cases), images
 
 
 def load_model(path: Path) -> NanoSegmenter:

@@ -35,6 +35,8 @@ REFERENCE_ARRAYS = ("rows", "row_weight", "centres", "centre_kind")
 """Inputs of the matcher's graph, each a file in REFERENCES; the first axis is the manifest's classes."""
 SCORES = ("scores", "candidates", "similarity", "mean_similarity", "presence_score", "num_points")
 """Its outputs."""
+EARLY_FEATURES = "early_features"
+"""Role, and the decoder's input of that name where an adapter fuses them."""
 _FLOAT16_MAX = 65504.0
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -116,6 +118,7 @@ class Decoder:
     ) -> None:
         self.spec = spec
         self._session = session
+        self._fuses_early = EARLY_FEATURES in {value.name for value in session.get_inputs()}
         self._preprocessing = preprocessing
         self._tiles = tiles
         transforms = [self.transform(tile) for tile in range(len(tiles))]
@@ -133,14 +136,17 @@ class Decoder:
         for row, token in zip(masks, tokens, strict=True):
             if token.mask_logits is not None:
                 row[0] = token.mask_logits
+        outputs = self._tiles[tile][1]
         feed = {
-            "image_embedding": self._tiles[tile][1]["image_embedding"][None].astype(np.float32),
+            "image_embedding": outputs["image_embedding"][None].astype(np.float32),
             "image_index": np.zeros(len(tokens), np.int64),
             "point_coords": np.stack([token.coords for token in tokens]),
             "point_labels": np.stack([token.labels for token in tokens]),
             "mask_input": masks,
             "has_mask_input": np.array([token.mask_logits is not None for token in tokens], np.float32),
         }
+        if self._fuses_early:
+            feed[EARLY_FEATURES] = outputs[EARLY_FEATURES][None].astype(np.float32)
         logits, ious = self._session.run(["low_res_logits", "iou_predictions"], feed)
         return logits, ious
 

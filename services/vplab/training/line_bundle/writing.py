@@ -39,6 +39,7 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
 _SCHEMA: Final = 1
 _PROMPT_SET: Final = "prompt_set.json"
 _MATCHER: Final = "matcher.onnx"
+_ADAPTER: Final = "adapter.json"
 _WITH_GRAPHS: Final = ("image_encoder", "feature_encoder", "segmenter", "adapter")
 _MODULES: Final = (
     "errors.py",
@@ -89,6 +90,8 @@ def write_bundle(
     if not is_shared:
         _copy_model(sources["feature_encoder"].folder, folder / "feature_encoder")
     _copy_model(decoder.folder, folder / "decoder")
+    if plan.adapter is not None:
+        _require_early_features(plan.adapter.name, decoder.folder, folder / "image_encoder")
     verdicts = _copy_reports(sources, folder)
     index = json.loads((sources["prompt_set"].folder / _PROMPT_SET).read_bytes())
     if index.get("schema") != 1:
@@ -143,6 +146,21 @@ def _copy_model(source: Path, target: Path) -> None:
     shutil.copyfile(spec_file, target / SPEC)
     for path in sorted(source.glob(f"{spec.graph}*")):
         shutil.copyfile(path, target / path.name)
+
+
+def _require_early_features(adapter: str, folder: Path, encoder: Path) -> None:
+    """Raise FailedPrecondition where an adapter fuses early features that the image encoder does not give."""
+    description = folder / _ADAPTER
+    if not description.is_file():
+        return
+    wanted = json.loads(description.read_bytes()).get("adapter", {}).get("early_channels")
+    spec = specs.spec_from_json((encoder / SPEC).read_bytes())
+    assert isinstance(spec, specs.EncoderSpec), "checked when the job was made"
+    if wanted is not None and spec.early_channels != wanted:
+        actual = "none" if spec.early_channels is None else str(spec.early_channels)
+        message = f"adapter: {adapter} takes early features of {wanted} channels, the image encoder gives {actual}"
+        metadata = {"field": "adapter", "expected": str(wanted), "actual": actual}
+        raise FailedPrecondition(message, reason="MODEL_MISMATCH", metadata=metadata)
 
 
 def _copy_reports(sources: Mapping[str, Source], folder: Path) -> dict[str, str]:

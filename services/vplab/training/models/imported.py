@@ -35,6 +35,9 @@ class ImportOptions:
     """Sizes of the pictures to compare all graphs on, alone and in batches."""
     has_bank: bool = True
     """Whether a segmenter gets an adapter bank; only one that computes in float32 can."""
+    has_early_features: bool = False
+    """Whether a SAM's encoder also returns the early feature that HQ-SAM fuses, which makes an embedding several
+    times as large in every cache. The names then hold ``-early``, so that nobody pays who did not ask for it."""
     precision: ImportPrecision = "float32"
     """What the graphs compute in. ``float16-encoder`` leaves the mask decoder in float32, where adapters can be tuned
     and served; ``float16`` is both. The names then end in ``-fp16e`` and ``-fp16``, so that nobody is served one who

@@ -29,9 +29,10 @@ from vplab.training.models.names import licence_of, model_name
 from vplab.training.models.parity import ParityCase, make_report
 from vplab.training.models.timm_dino import dino_encoder, is_timm_dino
 from vplab.vision.sam.build import PIXEL_MEAN_RGB, PIXEL_STD_RGB, SamModel, sam_from_state_dict
+from vplab.vision.sam.early_features import with_early_features
 from vplab.vision.sam.half_precision import HalfDecoder, HalfEncoder
 from vplab.vision.sam.onnx_decoder import PromptDecoder, module_to_onnx
-from vplab.vision.sam.onnx_encoder import IMAGE_EMBEDDING, encoder_to_onnx
+from vplab.vision.sam.onnx_encoder import EARLY_FEATURES, IMAGE_EMBEDDING, encoder_to_onnx
 from vplab.vision.sam.state_dict import prefixed
 from vplab.vision.sam.tiny_vit import is_tiny_vit
 from vplab.vision.specs import AdapterBankSpec, EncoderSpec, OutputSpec, Precision, Preprocessing, SegmenterSpec
@@ -47,8 +48,9 @@ def import_model(
     """Turn a checkpoint into artifact folders under ``out_dir``, compared with the torch model.
 
     on_stage: told in words what begins; on a CPU the comparison of a large model takes minutes.
-    Raises InvalidInput (``path``, ``family``, ``name``, ``architecture`` or ``input_size``) for a file that is not what
-    it should be, DataLoss for a damaged one, FailedPrecondition if the exported graph does not match.
+    Raises InvalidInput (``path``, ``family``, ``name``, ``architecture``, ``input_size`` or ``early_features``) for a
+    file that is not what it should be, DataLoss for a damaged one, FailedPrecondition if the exported graph does not
+    match.
     """
     options = options or ImportOptions()
     if not options.parity_image_sizes_hw:
@@ -61,6 +63,8 @@ def import_model(
     for name, value in (("architecture", options.architecture), ("input_size", options.input_size)):
         if value is not None and family != "timm":
             raise InvalidInput(f"{value} was asked for, but SAM's weights decide this themselves", field=name)
+    if options.has_early_features and family == "timm":
+        raise InvalidInput("a DINO model feeds no mask decoder that could fuse one", field="early_features")
     source = SourceFile(path.name, sha256_of(path), path.stat().st_size, options.source_url)
     importer = _Importer(source, out_dir, options, on_stage)
     # Both take the tensors out of ``state``, so that none outlives the module it is in.
@@ -112,6 +116,15 @@ def sam_specs(model: SamModel) -> tuple[EncoderSpec, SegmenterSpec]:
     )
 
 
+def with_early_output(spec: EncoderSpec, channels: int) -> EncoderSpec:
+    """Return the spec of an encoder that also returns an early feature, (channels, h, w) on its embedding's grid."""
+    embedding = spec.output("image_embedding")
+    assert embedding is not None
+    shape = (channels, *embedding.shape[1:])
+    early = OutputSpec(name=EARLY_FEATURES, role="early_features", shape=shape, stride=embedding.stride)
+    return spec.model_copy(update={"outputs": (*spec.outputs, early)})
+
+
 @dataclass
 class _Draft:
     """A version whose graph is written and whose comparison is not yet done."""
@@ -135,7 +148,8 @@ class _Importer:
 
     @property
     def _suffix(self) -> str:
-        return {"float32": "", "float16": "-fp16", "float16-encoder": "-fp16e"}[self.options.precision]
+        early = "-early" if self.options.has_early_features else ""
+        return early + {"float32": "", "float16": "-fp16", "float16-encoder": "-fp16e"}[self.options.precision]
 
     def sam(self, state: dict[str, Tensor]) -> ImportedModel:
         model = sam_from_state_dict(state)
@@ -143,8 +157,12 @@ class _Importer:
         name = model_name(model.family, model.architecture, self.options.name, self._suffix)
         encoder_spec, segmenter_spec = sam_specs(model)
         encoder_spec = encoder_spec.model_copy(update={"precision": self.options.encoder_precision})
+        image_encoder = model.image_encoder
+        if self.options.has_early_features:
+            early = with_early_features(image_encoder)
+            image_encoder, encoder_spec = early, with_early_output(encoder_spec, early.early_channels)
         segmenter_spec = segmenter_spec.model_copy(update={"precision": self.options.decoder_precision})
-        images, encoder = self._encoder(f"{name}-encoder", model.image_encoder, encoder_spec)
+        images, encoder = self._encoder(f"{name}-encoder", image_encoder, encoder_spec)
         self.on_stage("exporting the mask decoder")
         segmenter = self._write(f"{name}-segmenter", segmenter_spec, _decoder_to_onnx(model, segmenter_spec.precision))
 
@@ -193,7 +211,7 @@ class _Importer:
         images = encode_by_torch(module, spec, sizes, self.options.seed)
         self.on_stage("exporting the image encoder")
         exported = HalfEncoder(module) if spec.precision == "float16" else module
-        program = encoder_to_onnx(exported, spec.preprocessing.size, spec.outputs[0].name)
+        program = encoder_to_onnx(exported, spec.preprocessing.size, *(output.name for output in spec.outputs))
         draft = self._write(artifact_id, spec, program)
         # The weights of a large model leave before the graph is loaded, which has its own.
         del program

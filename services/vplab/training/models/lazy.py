@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from vplab.errors import FailedPrecondition
+from vplab.training.models.exported import read_exported
 from vplab.training.models.imported import ImportedModel, ImportOptions
 
 _NEEDED = ("torch", "timm", "segment_anything", "onnx", "onnxscript", "safetensors", "torchvision")
@@ -18,10 +19,12 @@ def import_model(
     options: ImportOptions | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> ImportedModel:
-    """Import a checkpoint; see ``vplab.training.models.importing.import_model``.
+    """Import a checkpoint, see ``vplab.training.models.importing.import_model``, or a folder, see ``read_exported``.
 
     Raises FailedPrecondition if the packages that make models are not installed.
     """
+    if path.is_dir():
+        return read_exported(path, options or ImportOptions())
     try:
         # By name, so that nothing which may be imported without torch depends on it.
         importing = importlib.import_module("vplab.training.models.importing")

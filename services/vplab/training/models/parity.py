@@ -55,7 +55,9 @@ class ParityCase(_Report):
     num_prompts: int | None = None
     num_tokens: int | None = None
     """Tokens of each prompt, padding included."""
-    quantity: Literal["image_embedding", "patch_features", "colours", "low_res_logits", "patch_scores"]
+    quantity: Literal[
+        "image_embedding", "patch_features", "early_features", "colours", "low_res_logits", "patch_scores"
+    ]
     max_abs_difference: float
     max_abs_tolerance: float
     mask_iou: float | None = None

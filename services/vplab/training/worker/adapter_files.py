@@ -33,6 +33,7 @@ from vplab.training.worker.graph_templates import GraphTemplates, half_precision
 from vplab.training.worker.mask_prompts import box_around, decode, point_in, tokens_of
 from vplab.training.worker.stopwatch import Stopwatch
 from vplab.vision.adapters.adapt import AdaptedDecoder
+from vplab.vision.adapters.spec import EARLY_INPUT, HqTokenSpec
 from vplab.vision.prompts import ObjectPrompt
 from vplab.vision.sam.onnx_decoder import OUTPUT_NAMES
 from vplab.vision.specs import SegmenterSpec
@@ -115,13 +116,15 @@ def _compare(
     run = partial(open_graph(path).run, list(OUTPUT_NAMES))
     pictures = compared_pictures(examples)
     embedding = np.stack([picture.embedding for picture in pictures])
+    early = [picture.early_features for picture in pictures if picture.early_features is not None]
+    further = {EARLY_INPUT: np.stack(early)} if adapted.needs_early_features else {}
     image_index = np.arange(len(pictures))
     earlier: list[NDArray[np.float32] | None] = [None] * len(pictures)
     cases = []
     for name, makes in _PROMPTS:
         prompts = [makes(picture.mask, logits) for picture, logits in zip(pictures, earlier, strict=True)]
         tokens = [tokens_of(p, picture.transform, spec) for p, picture in zip(prompts, pictures, strict=True)]
-        feed = graph_inputs(embedding, image_index, tokens, spec)
+        feed = graph_inputs(embedding, image_index, tokens, spec) | further
         actual = run_in_parts(run, feed)
         earlier = [plane[0] for plane in actual[0]]
         for where, module, tolerance in (("", merged, AS_MERGED), (", as tuned", adapted, AS_TUNED)):
@@ -173,7 +176,7 @@ An adapter in the mask decoder of {plan.segmenter.name}, tuned with VP Lab {code
 
 | | |
 |---|---|
-| method | {plan.method}, {adapted.num_adapter_parameters:,} parameters |
+| method | {plan.method}{_fused(adapted)}, {adapted.num_adapter_parameters:,} parameters |
 | segmenter | {plan.segmenter.name}, sha256 {plan.segmenter.digest} |
 | image encoder | {version.image_encoder.name}, sha256 {version.image_encoder.digest} |
 | data set | {plan.dataset.name}, sha256 {plan.dataset.digest}, {version.num_images} images |
@@ -188,6 +191,13 @@ Mean IoU before and after, on {measured}: {before.iou:.4f} and {after.iou:.4f}
 The ONNX graph {parity} with the tuned decoder in {len(report.cases)} cases (`parity.json`), largest difference of
 logits {report.metrics["parity_max_abs_difference"]:.3g}.
 """
+
+
+def _fused(adapted: AdaptedDecoder) -> str:
+    if not isinstance(adapted.spec, HqTokenSpec):
+        return ""
+    channels = adapted.spec.early_channels
+    return " without an early feature" if channels is None else f" with an early feature of {channels} channels"
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -28,6 +28,8 @@ class ComparedPicture:
 
     embedding: NDArray[np.float32]
     """(C, h, w)."""
+    early_features: NDArray[np.float32] | None
+    """(E, h, w) where the examples have them."""
     transform: FrameTransform
     mask: NDArray[np.bool_]
     """(S, S) in the segmenter's frame, not empty."""
@@ -48,20 +50,29 @@ def _with_masks(examples: Sequence[TuningExample]) -> list[TuningExample]:
 def _seen(number: int, example: TuningExample) -> ComparedPicture:
     # One object of each picture, the classes by turns: pictures vary more than the objects of one do.
     masks = [mask for mask in example.masks.values() if mask.any()]
+    early = None if example.early_features is None else np.asarray(example.early_features, np.float32)
     embedding = np.asarray(example.embedding, np.float32)
-    return ComparedPicture(embedding, example.transform, masks[number % len(masks)])
+    return ComparedPicture(embedding, early, example.transform, masks[number % len(masks)])
 
 
 def _turned(seen: Sequence[ComparedPicture], count: int, random: np.random.Generator) -> Iterator[ComparedPicture]:
     for number in range(count):
         origin = seen[number % len(seen)]
-        embedding = np.rot90(origin.embedding, int(random.integers(4)), axes=(1, 2))
-        if random.integers(2):
-            embedding = embedding[:, :, ::-1]
-        shift = random.integers(0, embedding.shape[1:])
-        rolled = np.ascontiguousarray(np.roll(embedding, shift, axis=(1, 2)))
+        quarters, is_mirrored = int(random.integers(4)), bool(random.integers(2))
+        shift = random.integers(0, origin.embedding.shape[1:])
+        embedding = _moved(origin.embedding, quarters, is_mirrored, shift)
+        early = origin.early_features
+        early = None if early is None else _moved(early, quarters, is_mirrored, shift)
         transform = _in_frame(PARITY_IMAGE_SIZES_HW[number], origin.transform.padded_hw)
-        yield ComparedPicture(rolled, transform, _ellipse(transform, random))
+        yield ComparedPicture(embedding, early, transform, _ellipse(transform, random))
+
+
+def _moved(
+    features: NDArray[np.float32], quarters: int, is_mirrored: bool, shift: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    turned = np.rot90(features, quarters, axes=(1, 2))
+    turned = turned[:, :, ::-1] if is_mirrored else turned
+    return np.ascontiguousarray(np.roll(turned, shift, axis=(1, 2)))
 
 
 def _in_frame(size_hw: tuple[int, int], padded_hw: tuple[int, int]) -> FrameTransform:

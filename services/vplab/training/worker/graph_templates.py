@@ -21,6 +21,7 @@ from vplab.errors import Internal
 from vplab.runtime.server_info import software
 from vplab.training.models.half_weights import with_half_weights
 from vplab.vision.adapters.adapt import AdaptedDecoder
+from vplab.vision.adapters.onnx_adapted import further_features
 from vplab.vision.sam.onnx_decoder import PromptDecoder, module_to_onnx
 from vplab.vision.specs import canonical_json
 
@@ -52,7 +53,9 @@ class GraphTemplates:
             self._kept[key] = path.read_bytes()
         if key not in self._kept:
             on_export()
-            program = module_to_onnx(merged, adapted.base.prompt_encoder, folds_constants=False)
+            program = module_to_onnx(
+                merged, adapted.base.prompt_encoder, further_features(adapted), folds_constants=False
+            )
             on_export()
             self._kept[key] = _emptied(program.model_proto, _tensors(merged)).SerializeToString()
             _write(path, self._kept[key])

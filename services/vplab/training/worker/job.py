@@ -208,7 +208,8 @@ class _Work:
         with self.watch.measured("train_proposals"):
             examples = build_examples(views, inputs.class_ids, inputs.segmenter_spec, inputs.matcher)
         self.alive()
-        adapted = adapt(base, adapter_spec(plan.method, plan.options), seed=options.seed)
+        spec = adapter_spec(plan.method, plan.options, inputs.image_encoder.spec.early_channels)
+        adapted = adapt(base, spec, seed=options.seed)
         names = [item.file_name for item in inputs.dataset.items]
         began = self._folds_until = Instant.now()
         result = tune(
@@ -275,6 +276,7 @@ def _metrics(num_images: int, adapted: AdaptedDecoder, result: TuningResult, rep
         "validation_is_held_out": float(result.validation_kind != "training"),
         "num_images": float(num_images),
         "num_parameters": float(adapted.num_adapter_parameters),
+        **({} if adapted.early_channels is None else {"early_channels": float(adapted.early_channels)}),
         "best_step": float(result.chosen.step),
         "share": result.chosen.share,
         **report.metrics,

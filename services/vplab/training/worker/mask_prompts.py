@@ -10,6 +10,8 @@ from torch import nn
 
 from vplab.training.models.compare import graph_inputs
 from vplab.training.tuning.values import TuningExample, TuningPreview
+from vplab.vision.adapters.adapt import AdaptedDecoder
+from vplab.vision.adapters.spec import EARLY_INPUT
 from vplab.vision.final_masks import final_mask
 from vplab.vision.preprocessing import FrameTransform
 from vplab.vision.prompts import ObjectPrompt, PromptTokens, prompt_tokens
@@ -55,12 +57,15 @@ def _box_to_original(box_xyxy: NDArray[np.float32], transform: FrameTransform) -
 
 def decode(module: nn.Module, feed: Feed) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return logits (N, M, h, w) and predicted IoU (N, M) of a decoder on the CPU for the inputs of its graph."""
+    names = [*INPUT_NAMES, EARLY_INPUT] if EARLY_INPUT in feed else INPUT_NAMES
     with torch.inference_mode():
-        logits, ious = module(*(torch.from_numpy(np.asarray(feed[name])) for name in INPUT_NAMES))
+        logits, ious = module(*(torch.from_numpy(np.asarray(feed[name])) for name in names))
     return logits.numpy(), ious.numpy()
 
 
-def box_previews(decoder: nn.Module, examples: Sequence[TuningExample], spec: SegmenterSpec) -> Iterator[TuningPreview]:
+def box_previews(
+    decoder: AdaptedDecoder, examples: Sequence[TuningExample], spec: SegmenterSpec
+) -> Iterator[TuningPreview]:
     """Yield what a decoder on the CPU makes of boxes around the masks of the first images."""
     shown = [
         (example, class_id, mask)
@@ -72,6 +77,9 @@ def box_previews(decoder: nn.Module, examples: Sequence[TuningExample], spec: Se
     for example, class_id, mask in shown[:MAX_PREVIEWS]:
         embedding = np.asarray(example.embedding, np.float32)[None]
         tokens = tokens_of(box_around(mask), example.transform, spec)
-        logits, _ = decode(decoder, graph_inputs(embedding, np.zeros(1, np.int64), [tokens], spec))
+        feed = graph_inputs(embedding, np.zeros(1, np.int64), [tokens], spec)
+        if decoder.early_channels is not None:
+            feed[EARLY_INPUT] = np.asarray(example.early_features, np.float32)[None]
+        logits, _ = decode(decoder, feed)
         full = final_mask(logits[0, 0], ObjectPrompt(), example.transform, spec, example.colours)
         yield TuningPreview(example.image_index, class_id, full)

@@ -13,6 +13,7 @@ from vplab.training.models.compare import open_graph
 from vplab.training.tuning.schedule import mean_metrics, plan_runs
 from vplab.training.tuning.validation import validate
 from vplab.training.tuning.values import TuningExample, TuningMetrics, TuningOptions
+from vplab.vision.adapters.spec import EARLY_INPUT
 from vplab.vision.sam.onnx_decoder import INPUT_NAMES, OUTPUT_NAMES
 from vplab.vision.specs import SegmenterSpec
 
@@ -23,10 +24,12 @@ class GraphDecoder:
     def __init__(self, path: Path) -> None:
         """Open a graph. Raises FailedPrecondition for one that ONNX Runtime cannot load."""
         self._session = open_graph(path)
+        self.needs_early_features = EARLY_INPUT in {value.name for value in self._session.get_inputs()}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, M, h, w) and predicted IoU (N, M) for the inputs of PromptDecoder, on the CPU."""
-        feed = {name: np.ascontiguousarray(value.numpy()) for name, value in zip(INPUT_NAMES, inputs, strict=True)}
+        """Return logits (N, M, h, w) and predicted IoU (N, M) for the inputs of the graph, on the CPU."""
+        names = (*INPUT_NAMES, EARLY_INPUT) if self.needs_early_features else INPUT_NAMES
+        feed = {name: np.ascontiguousarray(value.numpy()) for name, value in zip(names, inputs, strict=True)}
         logits, ious = self._session.run(list(OUTPUT_NAMES), feed)
         return torch.from_numpy(logits), torch.from_numpy(ious)
 

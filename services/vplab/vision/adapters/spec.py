@@ -111,6 +111,10 @@ class EPeftSpec(_Spec):
         return self
 
 
+EARLY_INPUT = "early_features"
+"""Further input of the decoder's graph with an adapter that has ``early_channels`` E: (B, E, h, w) float32."""
+
+
 class HqTokenSpec(_Spec):
     """HQ-SAM's token and feature fusion (Ke et al., arXiv 2306.01567): 1,071,104 parameters with ViT-B."""
 

@@ -20,6 +20,9 @@ STRIDE = 16
 FEATURE_STRIDE = 8
 FEATURE_DIM = 128
 COLOUR_STRIDE = 2
+EARLY_STRIDE = 4
+EARLY_CHANNELS = CHANNELS[EARLY_STRIDE] * (STRIDE // EARLY_STRIDE) ** 2
+"""Of the early feature on the embedding's grid: 24 channels times 4 x 4 places of a cell."""
 MEAN_RGB = (127.5, 127.5, 127.5)
 STD_RGB = (127.5, 127.5, 127.5)
 """To -1..1; ``NanoEncoder`` undoes it for the colours."""
@@ -140,6 +143,27 @@ class NanoEncoder(nn.Module):
         """Return the image embedding alone, which is all that training the segmenter needs."""
         out: Tensor = self.neck(self.trunk(image))
         return out
+
+
+class EarlyNanoEncoder(nn.Module):
+    """A NanoEncoder that also returns an early feature, which HQ-SAM's adapter fuses; the weights are shared.
+
+    Unstated: what HQ-SAM's early feature is of a convolutional encoder; here the map of stride 4, folded into channels.
+    It comes before the trunk's depth, is as fine as the decoder's logits, and the last map that masks and matching
+    share; folded, nothing of it is lost on the embedding's grid, where the adapter's transposed convolutions begin.
+    """
+
+    def __init__(self, encoder: NanoEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.fold = encoder.neck.stride // EARLY_STRIDE
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Encode as NanoEncoder.forward does; the fourth output is (B, EARLY_CHANNELS, H/16, W/16)."""
+        maps = self.encoder.trunk(image)
+        features = self.encoder.projection(upper_maps(self.encoder.feature_blocks, maps[EARLY_STRIDE]))
+        early = F.pixel_unshuffle(maps[EARLY_STRIDE], self.fold)
+        return self.encoder.neck(maps), features, self.encoder.colours(image), early
 
 
 class NanoSegmenter(nn.Module):

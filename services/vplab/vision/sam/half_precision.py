@@ -37,10 +37,10 @@ class HalfEncoder(nn.Module):
         super().__init__()
         self.encoder = halve(encoder)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Encode (B, 3, S, S) float32."""
-        output: Tensor = self.encoder(image.half())
-        return output.float()
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Encode (B, 3, S, S) float32; one output or several, as of the encoder."""
+        outputs: Tensor | tuple[Tensor, ...] = self.encoder(image.half())
+        return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
 
 
 class HalfDecoder(PromptDecoder):

@@ -8,15 +8,17 @@ from vplab.vision.sam.onnx_graph import batch_axis, to_onnx
 INPUT_NAME = "image"
 IMAGE_EMBEDDING = "image_embedding"
 PATCH_FEATURES = "patch_features"
+EARLY_FEATURES = "early_features"
 
 
-def encoder_to_onnx(encoder: nn.Module, input_size: int, output_name: str) -> torch.onnx.ONNXProgram:
-    """Export an encoder of square images with one output.
+def encoder_to_onnx(encoder: nn.Module, input_size: int, *output_names: str) -> torch.onnx.ONNXProgram:
+    """Export an encoder of square images with as many outputs as there are names.
 
-    encoder: (B, 3, S, S) float32, already normalised and padded, to a tensor whose first axis is B. Any B from one up.
+    encoder: (B, 3, S, S) float32, already normalised and padded, to a tensor whose first axis is B, or to a tuple of
+    such tensors in the order of the names. Any B from one up.
     """
     examples = (torch.zeros(2, 3, input_size, input_size),)
-    return to_onnx(encoder, examples, ({0: batch_axis("num_images")},), (INPUT_NAME,), (output_name,))
+    return to_onnx(encoder, examples, ({0: batch_axis("num_images")},), (INPUT_NAME,), output_names)
 
 
 class PatchFeatures(nn.Module):

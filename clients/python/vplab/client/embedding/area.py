@@ -101,13 +101,17 @@ class AsyncEmbedding:
             async for answer in stream:
                 yield self._calls.converted(answer, convert.streamed)
 
-    async def get_embedding(self, name: str, *, timeout_s: float | None = None) -> Embedding:
-        """Return a cached embedding with its arrays, however large. Raises NotFound."""
+    async def get_embedding(
+        self, name: str, *, output_roles: Sequence[OutputRole] = (), timeout_s: float | None = None
+    ) -> Embedding:
+        """Return a cached embedding with its arrays, however large. output_roles: empty returns all outputs.
+
+        Raises NotFound.
+        """
+        request = pb.GetEmbeddingRequest(name=name, output_roles=_roles(output_roles))
         header: pb.Embedding | None = None
         data = bytearray()
-        stream = self._calls.server_stream(
-            self._stub.GetEmbedding, pb.GetEmbeddingRequest(name=name), timeout_s=timeout_s, default_s=_EMBED_S
-        )
+        stream = self._calls.server_stream(self._stub.GetEmbedding, request, timeout_s=timeout_s, default_s=_EMBED_S)
         async with aclosing(stream):
             async for answer in stream:
                 if answer.WhichOneof("part") == "header":
@@ -201,8 +205,12 @@ def _request(
         encoders=_names(encoders),
         precision=convert.PRECISIONS.value(precision, field="precision"),  # type: ignore[arg-type]
         include_tensors=include_tensors,
-        output_roles=[convert.ROLES.value(role, field="output_roles") for role in output_roles],  # type: ignore[misc]
+        output_roles=_roles(output_roles),
     )
+
+
+def _roles(output_roles: Sequence[OutputRole]) -> list[pb.OutputRole]:
+    return [convert.ROLES.value(role, field="output_roles") for role in output_roles]  # type: ignore[misc]
 
 
 def _assembled(parts: tuple[pb.Embedding | None, bytes]) -> Embedding:

@@ -50,7 +50,8 @@ class OutputTensor:
     role: str
     """An ``OutputRole``."""
     array: NDArray[Any]
-    """(C, h, w) for embeddings, (h, w, D) L2-normalised for patch features; in the embedding's precision."""
+    """(C, h, w) for embeddings and early features, (h, w, D) L2-normalised for patch features; in the embedding's
+    precision."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ METHODS = EnumWords(pb.TuningMethod)
 STATES = EnumWords(pb.JobState)
 STAGES = EnumWords(pb.TuningStage)
 
-_OPTIONS = ("num_steps", "learning_rate", "lora_rank", "num_prompt_tokens", "seed")
+_OPTIONS = ("num_steps", "learning_rate", "lora_rank", "num_prompt_tokens", "seed", "early_features")
 
 
 def request_to_proto(value: TuningRequest, request_id: str) -> pb.CreateTuningJobRequest:

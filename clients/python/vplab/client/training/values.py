@@ -57,6 +57,8 @@ class TuningOptions:
     lora_rank: int | None = None
     num_prompt_tokens: int | None = None
     seed: int | None = None
+    early_features: bool | None = None
+    """Whether ``hq_token`` fuses the image encoder's early feature; None does where there is one."""
 
 
 @dataclass(frozen=True, eq=False)

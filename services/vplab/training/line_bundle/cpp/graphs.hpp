@@ -90,6 +90,13 @@ class Graph {
     }
   }
 
+  bool takes(const std::string& input) const {
+    Ort::AllocatorWithDefaultOptions allocator;
+    for (size_t i = 0; i < session_.GetInputCount(); ++i)
+      if (session_.GetInputNameAllocated(i, allocator).get() == input) return true;
+    return false;
+  }
+
   std::vector<Ort::Value> run(const std::vector<const char*>& inputs, const std::vector<Ort::Value>& values,
                               const std::vector<const char*>& outputs) {
     try {
@@ -257,10 +264,12 @@ struct SegmenterSpec {
 
 // The mask decoder's graph, for any image.
 struct DecoderGraph {
-  DecoderGraph(const fs::path& folder, int threads) : graph(read(folder), threads) {}
+  DecoderGraph(const fs::path& folder, int threads)
+      : graph(read(folder), threads), fuses_early(graph.takes("early_features")) {}
 
   SegmenterSpec spec;
   Graph graph;
+  bool fuses_early;
 
  private:
   fs::path read(const fs::path& folder) {
@@ -324,20 +333,21 @@ class Decoder {
       has_mask[i] = 1.0f;
     }
     const std::vector<int64_t> image_index(count, 0);
-    const Tensor& embedding = tiles_[tile].outputs.at("image_embedding");
-    std::vector<int64_t> shape = embedding.shape;
-    shape.insert(shape.begin(), 1);
     const int64_t n = int64_t(count), p = int64_t(length);
     std::vector<Ort::Value> inputs;
-    inputs.push_back(wrap(embedding.values.data(), shape));
+    inputs.push_back(image_output(tile, "image_embedding"));
     inputs.push_back(wrap(image_index.data(), {n}));
     inputs.push_back(wrap(coords.data(), {n, p, 2}));
     inputs.push_back(wrap(labels.data(), {n, p}));
     inputs.push_back(wrap(masks.data(), {n, 1, spec().low_res.height, spec().low_res.width}));
     inputs.push_back(wrap(has_mask.data(), {n}));
-    const auto found = graph_.graph.run(
-        {"image_embedding", "image_index", "point_coords", "point_labels", "mask_input", "has_mask_input"}, inputs,
-        {"low_res_logits", "iou_predictions"});
+    std::vector<const char*> names = {"image_embedding", "image_index", "point_coords",
+                                      "point_labels", "mask_input", "has_mask_input"};
+    if (graph_.fuses_early) {  // an adapter that also reads an early output of the encoder
+      names.push_back("early_features");
+      inputs.push_back(image_output(tile, "early_features"));
+    }
+    const auto found = graph_.graph.run(names, inputs, {"low_res_logits", "iou_predictions"});
     const size_t num_planes = count * spec().num_planes;
     const std::vector<float> logits = graph_.graph.copied(found[0], num_planes * area);
     const std::vector<float> ious = graph_.graph.copied(found[1], num_planes);
@@ -351,6 +361,14 @@ class Decoder {
   }
 
  private:
+  // Wraps an encoder's output for a tile as a batch of one.
+  Ort::Value image_output(int tile, const std::string& role) const {
+    const Tensor& tensor = tiles_[tile].outputs.at(role);
+    std::vector<int64_t> shape = tensor.shape;
+    shape.insert(shape.begin(), 1);
+    return wrap(tensor.values.data(), shape);
+  }
+
   static Plane plane_of(const float* values, cv::Size size) {
     return Plane(size.height, size.width, const_cast<float*>(values)).clone();
   }

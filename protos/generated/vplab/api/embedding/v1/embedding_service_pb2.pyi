@@ -188,10 +188,12 @@ class ItemError(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class GetEmbeddingRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "output_roles")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_ROLES_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    output_roles: _containers.RepeatedScalarFieldContainer[OutputRole]
+    def __init__(self, name: _Optional[str] = ..., output_roles: _Optional[_Iterable[_Union[OutputRole, str]]] = ...) -> None: ...
 
 class GetEmbeddingResponse(_message.Message):
     __slots__ = ("header", "chunk")

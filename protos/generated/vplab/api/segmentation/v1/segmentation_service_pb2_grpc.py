@@ -90,7 +90,8 @@ class SegmentationServiceServicer:
     def PredictMasks(self, request, context):
         """PredictMasks predicts masks of one image's objects from points, boxes and earlier masks. Reasons: INVALID_FIELD,
         IMAGE_UNREADABLE, IMAGE_TOO_LARGE, RESOURCE_NOT_FOUND, EMBEDDING_NOT_CACHED, ADAPTER_BASE_MISMATCH,
-        MODEL_UNSUPPORTED.
+        MODEL_UNSUPPORTED, MODEL_MISMATCH (the adapter fuses early features that the segmenter's image encoder does not give;
+        metadata "field" is "adapter").
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,7 +121,7 @@ class SegmentationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SegmentImage(self, request, context):
-        """SegmentImage finds the classes of a prompt set in one image. Reasons: as PredictMasks, and MODEL_MISMATCH.
+        """SegmentImage finds the classes of a prompt set in one image. Reasons: as PredictMasks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

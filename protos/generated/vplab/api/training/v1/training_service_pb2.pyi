@@ -102,18 +102,20 @@ class InlineDataset(_message.Message):
     def __init__(self, classes: _Optional[_Iterable[_Union[_segmentation_service_pb2.SegmentClass, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[ValidatedImage, _Mapping]]] = ...) -> None: ...
 
 class TuningOptions(_message.Message):
-    __slots__ = ("num_steps", "learning_rate", "lora_rank", "num_prompt_tokens", "seed")
+    __slots__ = ("num_steps", "learning_rate", "lora_rank", "num_prompt_tokens", "seed", "early_features")
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     LORA_RANK_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    EARLY_FEATURES_FIELD_NUMBER: _ClassVar[int]
     num_steps: int
     learning_rate: float
     lora_rank: int
     num_prompt_tokens: int
     seed: int
-    def __init__(self, num_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., lora_rank: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+    early_features: bool
+    def __init__(self, num_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., lora_rank: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., early_features: _Optional[bool] = ...) -> None: ...
 
 class CreateTuningJobRequest(_message.Message):
     __slots__ = ("dataset", "inline", "adapter_id", "segmenter", "prompt_set", "method", "options", "promote_alias", "promote_only_if_better", "request_id", "segmenter_digest", "prompt_set_digest", "dataset_digest")
