@@ -25,6 +25,7 @@ def test_the_readme_names_every_step_in_its_order():
         "train",
         "export",
         "bank",
+        "early",
         "parity",
         "evaluate",
         "card",

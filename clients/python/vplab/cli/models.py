@@ -44,8 +44,8 @@ EarlyFeaturesOption = Annotated[
     bool,
     typer.Option(
         "--early-features",
-        help="Let a SAM's encoder return its early feature too, for the method hq_token; cached embeddings grow up to 6 "
-        "times. The names then hold -early.",
+        help="Let a SAM's encoder return its early feature too, for the method hq_token; cached embeddings then take "
+        "up to 6 times the space. The names hold -early.",
     ),
 ]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the history.")]
