@@ -20,19 +20,27 @@ Row = dict[str, Any]
 
 
 def tables_of(report: Row) -> str:
-    """Return everything as Markdown: the goals, each work's servers, clicks beside bulk work, growing costs."""
+    """Return as Markdown the goals, each work's servers, and clicks beside bulk work."""
     parts = [goals_table(report)]
     works = list(dict.fromkeys(row["work"] for row in report["rows"]))
     parts += [servers_table(report["rows"], work) for work in works]
     parts.append(standings_table(report["rows"]))
-    parts += bench_tables({"beside": report["beside"], "growth": report["growth"]})
-    parts.append(made_by(report))
+    parts += bench_tables({"beside": report["beside"], "growth": []})
+    parts.append(made_by(report, ("servers", "beside")))
     return "\n\n".join(part for part in parts if part)
+
+
+def growth_of(report: Row) -> str:
+    """Return how the cost of a call grows; empty where it was not measured."""
+    if not report["growth"]:
+        return ""
+    parts = bench_tables({"beside": [], "growth": report["growth"]})
+    return "\n\n".join([*parts, made_by(report, ("growth",))])
 
 
 def summary_of(report: Row) -> str:
     """Return the goals and what made the figures, for the project's README."""
-    return f"{goals_table(report)}\n\n{made_by(report)}"
+    return f"{goals_table(report)}\n\n{made_by(report, ('servers', 'beside'))}"
 
 
 def goals_table(report: Row) -> str:
@@ -119,7 +127,7 @@ def standings(rows: Sequence[Row], peer: str) -> dict[str, list[float]]:
     """
     found: dict[str, list[float]] = {}
     for work in dict.fromkeys(row["work"] for row in rows):
-        for slot in _slots(rows, work):
+        for slot in sorted(_slots(rows, work), key=lambda slot: slot[0]["slot"]):
             ours, theirs = ([row for row in slot if row["server"] == server] for server in (OURS, peer))
             if not ours or not theirs:
                 continue
@@ -150,9 +158,9 @@ def standing_text(found: dict[str, list[float]]) -> tuple[str, bool]:
         by_verdict.setdefault(verdict(ratios), []).append(where)
     if set(by_verdict) == {"ahead"}:
         return "everywhere", True
-    parts = [f"in {len(by_verdict.get('ahead', ()))} of {len(found)}"]
-    parts += [f"{word} in {', '.join(by_verdict[word])}" for word in ("level", "behind") if word in by_verdict]
-    return "; ".join(parts), False
+    parts = [f"{word} in {len(by_verdict[word])} of {len(found)}" for word in ("ahead", "level") if word in by_verdict]
+    parts += [f"behind in {', '.join(by_verdict['behind'])}"] if "behind" in by_verdict else []
+    return ", ".join(parts), False
 
 
 def standings_table(rows: Sequence[Row]) -> str:
@@ -176,11 +184,12 @@ def standings_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def made_by(report: Row) -> str:
-    """Return the machine, the commits and the settings."""
+def made_by(report: Row, parts: Sequence[str]) -> str:
+    """Return the machine, the commits and the settings of some parts."""
     settings = report["settings"]
     callers = ", ".join(map(str, settings["concurrency"]))
-    made = "; ".join(sorted({f"{made['machine']}, commit {made['commit']}" for made in report["made"].values()}))
+    by_part = [report["made"][part] for part in parts if part in report["made"]]
+    made = "; ".join(sorted({f"{made['machine']}, commit {made['commit']}" for made in by_part}))
     return (
         f"{made}. Nano models, {settings['images']} images of {settings['side']} pixels; {callers} calls at a time, "
         f"{settings['seconds']:g} s for each step, medians of {settings['rounds']} rounds."

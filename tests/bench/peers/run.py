@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from report import BARE, summary_of, tables_of
+from report import BARE, growth_of, summary_of, tables_of
 from servers import ROOT, SERVERS, Form, Server, cpu_seconds, digest_of, free_port
 from work import Click, Mask, Work
 
@@ -60,12 +60,15 @@ def main() -> None:
         else:
             report[part] = bench(part, arguments)
         path.write_text(json.dumps(report, indent=1) + "\n")
-    tables = tables_of(report)
-    (arguments.out / "peers.md").write_text(tables + "\n")
-    print(tables)
-    if arguments.readme:
+    tables, growth = tables_of(report), growth_of(report)
+    text = "\n\n".join(part for part in (tables, growth) if part)
+    (arguments.out / "peers.md").write_text(text + "\n")
+    print(text)
+    if arguments.readme and report["rows"]:
         write_between(HERE / "README.md", "peers", tables)
         write_between(ROOT / "README.md", "serving", summary_of(report))
+    if arguments.readme and growth:
+        write_between(HERE / "README.md", "growth", growth)
 
 
 def parse() -> argparse.Namespace:

@@ -60,7 +60,7 @@ def test_being_ahead_means_throughput_and_p99_at_every_concurrency(load: Load) -
     peer = [row("litserve", 40, 0.2), row("litserve", 50, 0.1, slot=2)]
     found = goals(load, [*ahead, *peer])
     assert (
-        "ahead of litserve in throughput and p99 at every concurrency | in 3 of 4; behind in click x2 p99 | no |"
+        "ahead of litserve in throughput and p99 at every concurrency | ahead in 3 of 4, behind in click x2 p99 | no |"
         in found
     )
     peer[1]["latency_s"]["p99"] = 0.3
@@ -97,7 +97,7 @@ def test_who_is_ahead_is_said_where_the_rounds_tell(load: Load, ahead: int, roun
 
 def test_equal_servers_are_level(load: Load) -> None:
     rows = [row(server, 10, number=number) for number in range(9) for server in ("vplab", "litserve")]
-    assert "in 0 of 2; level in click x1 throughput, click x1 p99 | no |" in goals(load, rows)
+    assert "level in 2 of 2 | no |" in goals(load, rows)
 
 
 def test_the_bare_loop_measures_whenever_it_is_asked(load: Load) -> None:
@@ -190,7 +190,9 @@ def test_the_table_says_form_concurrencies_and_rounds(load: Load) -> None:
         ["| bare loop", "2 threads x 1", "2"], ["| vplab", "2 threads x 1", "4"], ["| litserve", "2 threads x 1", "8"],
     ]  # fmt: skip
     settings = {"concurrency": [1, 8], "images": 8, "side": 512, "seconds": 4.0, "rounds": 3}
-    made = load("report").made_by({"settings": settings, "made": {}})
+    commits = {part: {"machine": "m", "commit": part} for part in ("servers", "growth")}
+    made = load("report").made_by({"settings": settings, "made": commits}, ("servers", "beside"))
+    assert made.startswith("m, commit servers. ")
     assert "1, 8 calls at a time" in made
     assert "medians of 3 rounds" in made
 
