@@ -248,9 +248,9 @@ def measure(
         served = ServedDecoder(decoder, spec, view)
         pieces = _pieces(view.masks[1])
         for name, ask in (("box", _boxed), ("click", _clicked)):
-            found[name].append(float(np.mean([iou(ask(served, piece), piece) for piece in pieces])))
+            found[name].append(float(np.mean([_iou(ask(served, piece), piece) for piece in pieces])))
         if index < num_matched:
-            found["match"].append(iou(_matched(served, view, bank), view.masks[1]))
+            found["match"].append(_iou(_matched(served, view, bank), view.masks[1]))
     return {name: 100 * float(np.mean(values)) for name, values in found.items()}
 
 
@@ -289,7 +289,7 @@ def _pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     return [np.asarray(labels == label) for label in largest]
 
 
-def iou(predicted: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
+def _iou(predicted: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
     union = int((predicted | wanted).sum())
     return int((predicted & wanted).sum()) / union if union else 1.0
 

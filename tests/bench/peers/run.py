@@ -219,9 +219,7 @@ class BareLoop:
         command += ["--warm-up", str(arguments.warm_up), "--images", str(arguments.images)]
         command += ["--side", str(arguments.side)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            yield cls(process)
-            assert process.stdin is not None
-            process.stdin.close()  # which ends it
+            yield cls(process)  # closing its input, on the way out, ends it
 
     def measure(self, work: str) -> Row:
         """Let it work for a while."""

@@ -103,7 +103,7 @@ def test_the_report_compares_the_early_feature_too_and_a_wrong_one_is_refused(
         import_model(checkpoint, out_dir=tmp_path, options=EARLY)
 
 
-def test_without_the_option_the_graph_is_the_one_it_always_was(checkpoint: Path, tmp_path: Path) -> None:
+def test_without_the_option_the_graph_gives_the_embedding_alone(checkpoint: Path, tmp_path: Path) -> None:
     (encoder, _) = import_model(checkpoint, out_dir=tmp_path, options=PLAIN).artifacts
     assert encoder.artifact_id == "sam-vit-48x4-encoder"
     assert isinstance(encoder.spec, EncoderSpec)
