@@ -150,7 +150,8 @@ class Targets:
     ) -> Target:
         """Embed an image for matching with ``feature_encoder`` and decoding after ``image_encoder`` (None: not needed).
 
-        wants_colours: whether the decoder's masks are sharpened by what ``image_encoder`` says of the colours.
+        wants_colours: whether the decoder's masks are sharpened by what ``image_encoder`` says of the colours; those of
+        ``feature_encoder`` are matched wherever it gives them.
         wants_early: whether the decoder takes the early features of ``image_encoder``.
         Raises as Embedder.embed; EmbeddingNotCached for a digest of an image that needs tiles; InvalidInput for more
         tiles than are allowed.
@@ -266,7 +267,10 @@ def _wanted(image_encoder: EncoderVersion | None, feature_encoder: EncoderVersio
     wanted: dict[ModelRef, list[str]] = {}
     if image_encoder is not None:
         wanted.setdefault(image_encoder.model, []).extend(roles)
-    wanted.setdefault(feature_encoder.model, []).append(PATCH_FEATURES)
+    of_features = wanted.setdefault(feature_encoder.model, [])
+    of_features.append(PATCH_FEATURES)
+    if feature_encoder.spec.output(COLOURS) is not None and COLOURS not in of_features:
+        of_features.append(COLOURS)
     return wanted
 
 
@@ -290,7 +294,10 @@ def _target(
     for area, found in tiles:
         features = check_embedding(found[feature_encoder.model], PATCH_FEATURES, output.shape)
         transform = frame_transform(area.size_hw, feature_encoder.spec.preprocessing)
-        patches.append(PatchFeatures(features.astype(np.float32), transform, output.stride, area.origin_xy))
+        matched = None
+        if feature_encoder.spec.output(COLOURS) is not None:
+            matched = further_output(COLOURS, found[feature_encoder.model], feature_encoder)
+        patches.append(PatchFeatures(features.astype(np.float32), transform, output.stride, area.origin_xy, matched))
         if image_encoder is not None:
             embedding = image_encoder.spec.output(IMAGE_EMBEDDING)
             shape = embedding.shape if embedding is not None else ()

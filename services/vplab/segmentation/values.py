@@ -293,7 +293,12 @@ class References:
 
     @property
     def num_bytes(self) -> int:
-        return sum(b.foreground.nbytes + b.background.nbytes for b in self.banks.values())
+        return sum(
+            b.foreground.nbytes
+            + b.background.nbytes
+            + (0 if b.pixel_classifier is None else b.pixel_classifier.num_bytes)
+            for b in self.banks.values()
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,7 +138,7 @@ def write_tuned_adapter(folder: Path, *, has_graph: bool) -> Path:
     folder.mkdir()
     spec = spec_from_json((NANO / "nano-segmenter" / "model.json").read_bytes())
     assert isinstance(spec, SegmenterSpec)
-    adapted = disturb(adapt(load_decoder(NANO / "nano-segmenter", spec), EPeftSpec()), scale=0.05).eval()
+    adapted = disturb(adapt(load_decoder(NANO / "nano-segmenter", spec), EPeftSpec()), scale=0.1).eval()
     save_file({name: value.numpy() for name, value in adapted.adapter_state().items()}, folder / "adapter.safetensors")
     (folder / "adapter.json").write_text(f'{{"adapter": {adapted.spec.model_dump_json()}}}')
     (folder / "model.json").write_text(spec.without_bank.model_dump_json())

@@ -7,10 +7,11 @@ import pytest
 
 from vplab.training import line_bundle
 from vplab.vision import colour_evidence, tiling
-from vplab.vision.matching import proposals
+from vplab.vision.matching import pixel_classifier, proposals
 from vplab.vision.pipeline import decoding, grouping, segment
 
-MODULES = {m.__name__.rpartition(".")[2]: m for m in (colour_evidence, decoding, grouping, proposals, segment, tiling)}
+_ALL = (colour_evidence, decoding, grouping, pixel_classifier, proposals, segment, tiling)
+MODULES = {module.__name__.rpartition(".")[2]: module for module in _ALL}
 NUMBER = re.compile(r"constexpr \w+ (k\w+) = ([\de.-]+)f?(?: / ([\d.]+))?;(?: +// (\w+)\.([\w.]+))?")
 
 

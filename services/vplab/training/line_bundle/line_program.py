@@ -23,7 +23,7 @@ from vplab.errors import FailedPrecondition, VPLabError
 from vplab.vision.colour_evidence import TileColours
 from vplab.vision.images import ImageRGB
 from vplab.vision.masks import encode_runs
-from vplab.vision.matching import MatchOptions, PatchFeatures, PatchScores, TargetPatches, propose
+from vplab.vision.matching import MatchOptions, PatchFeatures, PatchScores, PixelClassifier, TargetPatches, propose
 from vplab.vision.pipeline.segment import ClassSegmentation, SegmentOptions, segment_matched
 from vplab.vision.preprocessing import FrameTransform, frame_transform, preprocess
 from vplab.vision.prompts import PromptTokens
@@ -31,6 +31,8 @@ from vplab.vision.specs import EncoderSpec, Preprocessing, SegmenterSpec, spec_f
 from vplab.vision.tiling import Tile, tile_layout
 
 MANIFEST, SPEC, REFERENCES = "bundle.json", "model.json", "references"
+PIXEL_CLASSIFIERS = "pixel_classifiers.npy"
+"""In REFERENCES, where a class has one: ``PixelClassifier.to_vector`` of each class, zeros for those without."""
 REFERENCE_ARRAYS = ("rows", "row_weight", "centres", "centre_kind")
 """Inputs of the matcher's graph, each a file in REFERENCES; the first axis is the manifest's classes."""
 SCORES = ("scores", "candidates", "similarity", "mean_similarity", "presence_score", "num_points")
@@ -73,7 +75,8 @@ def tile_patches(area: Tile, outputs: Outputs, spec: EncoderSpec) -> PatchFeatur
     if output is None:
         raise FailedPrecondition("the feature encoder has no patch features")
     transform = frame_transform(area.size_hw, spec.preprocessing)
-    return PatchFeatures(outputs["patch_features"].astype(np.float32), transform, output.stride, area.origin_xy)
+    features = outputs["patch_features"].astype(np.float32)
+    return PatchFeatures(features, transform, output.stride, area.origin_xy, outputs.get("colours"))
 
 
 def crop_tile(image_rgb: ImageRGB, area: Tile) -> ImageRGB:
@@ -181,6 +184,7 @@ class Line:
         self._spec = spec
         self._decoder = _session(folder / graphs["decoder"] / spec.graph, threads)
         self._matcher = Matcher(folder / graphs["matcher"], folder / REFERENCES, threads)
+        self._pixel_classifiers = _pixel_classifiers(self.manifest["classes"], folder / REFERENCES / PIXEL_CLASSIFIERS)
 
     def segment(self, image_rgb: ImageRGB) -> list[ClassResult]:
         """Find the classes in an image, (H, W, 3) uint8 RGB."""
@@ -207,9 +211,16 @@ class Line:
             min_relative_score=options["min_relative_score"],
         )
         scores = self._matcher.score(class_index, target.features, match_options)
-        match = propose(scores, target, match_options, line_class["presence_threshold"])
+        classifier = self._pixel_classifiers[class_index]
+        match = propose(scores, target, match_options, line_class["presence_threshold"], classifier)
         further = SegmentOptions(min_mask_score=options["min_mask_score"], refines=options["refines"])
         return segment_matched(match, options["groups_masks"], target, decoder, further, line_class["group_share"])
+
+
+def _pixel_classifiers(classes: Sequence[Mapping[str, Any]], file: Path) -> list[PixelClassifier | None]:
+    has_one = [bool(c.get("has_pixel_classifier")) for c in classes]
+    rows = np.load(file, allow_pickle=False) if any(has_one) else [None] * len(classes)
+    return [PixelClassifier.from_vector(row) if has else None for row, has in zip(rows, has_one, strict=True)]
 
 
 def label_image(results: Sequence[ClassResult], image_hw: tuple[int, int]) -> NDArray[np.uint8]:

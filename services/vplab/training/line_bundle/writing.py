@@ -14,7 +14,7 @@ import numpy as np
 from vplab import errors
 from vplab.errors import FailedPrecondition
 from vplab.training.line_bundle import line_program, stand_ins
-from vplab.training.line_bundle.line_program import MANIFEST, REFERENCES, SPEC, Encoder
+from vplab.training.line_bundle.line_program import MANIFEST, PIXEL_CLASSIFIERS, REFERENCES, SPEC, Encoder
 from vplab.training.line_bundle.matcher_graph import graph_references, matcher_graph, matcher_parity
 from vplab.training.values import ExportPlan
 from vplab.vision import specs
@@ -125,6 +125,7 @@ def write_bundle(
                 "display_name": c["display_name"],
                 "presence_threshold": float(c["presence_threshold"] if threshold is None else threshold),
                 "group_share": bank.group_share,
+                "has_pixel_classifier": bank.pixel_classifier is not None,
             }
             for c, bank in zip(index["classes"], banks, strict=True)
         ],
@@ -206,6 +207,11 @@ def _write_matcher(
     (folder / REFERENCES).mkdir()
     for name, values in graph_references(banks).items():
         np.save(folder / REFERENCES / f"{name}.npy", values)
+    vectors = [None if b.pixel_classifier is None else b.pixel_classifier.to_vector() for b in banks]
+    known = next((vector for vector in vectors if vector is not None), None)
+    if known is not None:
+        rows = np.stack([np.zeros_like(known) if vector is None else vector for vector in vectors])
+        np.save(folder / REFERENCES / PIXEL_CLASSIFIERS, rows)
     graph = matcher_graph(options["matcher"])
     (folder / _MATCHER).write_bytes(graph)
     tiles = [reference.patches for reference in next(iter(references.values()))]
@@ -297,7 +303,8 @@ Whoever passes the bundle on passes on these models, under their licences.
 - `image_encoder/`, `decoder/` and, where it is another one, `feature_encoder/`: ONNX graphs, each with `model.json`.
   An adapter is part of the decoder's graph.
 - `matcher.onnx`: scores the patches of an image for each class by those of the references, which are its inputs.
-- `references/`: these inputs: patch features and their centres, for the classes in the order of `bundle.json`.
+- `references/`: these inputs: patch features and their centres, for the classes in the order of `bundle.json`; and
+  what several references taught of single pixels.
 - `parity/`: the reports of that comparison, as far as the versions have one.
 - `segment.py`, `line_program.py`, `vplab/`: the program in Python; all but `images.py`, `resizing.py` and `specs.py` in
   `vplab/vision` are copies of what the services run. On PNG, BMP and TIFF the masks are the services'; another JPEG

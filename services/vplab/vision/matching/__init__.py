@@ -4,6 +4,7 @@ from vplab.vision.matching.class_bank import ClassBank, ClassReference, build_cl
 from vplab.vision.matching.graph import GraphMatcher
 from vplab.vision.matching.matcher import Match, Matcher, MatchOptions, PatchScores
 from vplab.vision.matching.patches import PatchFeatures, TargetPatches
+from vplab.vision.matching.pixel_classifier import PixelClassifier
 from vplab.vision.matching.proposals import propose
 from vplab.vision.matching.prototype import PrototypeMatcher
 from vplab.vision.matching.softmatch import SoftMatcher
@@ -21,6 +22,7 @@ __all__ = [
     "Matcher",
     "PatchFeatures",
     "PatchScores",
+    "PixelClassifier",
     "PrototypeMatcher",
     "SoftMatcher",
     "TargetPatches",

@@ -3,13 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from vplab.errors import InvalidInput
 from vplab.vision.matching.discriminant import fit_discriminant
+from vplab.vision.matching.grids import patches_at_pixels
 from vplab.vision.matching.kmeans import cosine_kmeans
 from vplab.vision.matching.patches import PatchFeatures
+from vplab.vision.matching.pixel_classifier import (
+    MAX_LOG_ODDS,
+    PixelClassifier,
+    PixelExample,
+    train_pixel_classifier,
+)
 
 MAX_FOREGROUND = 1024
 MAX_BACKGROUND = 2048
@@ -21,6 +29,9 @@ NUM_BACKGROUND_CENTRES = 30
 _FULL = 0.99
 """Coverage from which every pixel of a patch counts as covered; resizing leaves 1.0 a little short."""
 _MIN_FULL_SHARE = 0.5
+_MAX_FULL_SHARE = 7 / 8
+"""Of an object in patches that it fills, for pixels to be asked: large objects have patches enough to go by, and those
+of ecssd so many colours that pixels are wrong about them."""
 _CENTRES_SHARE = 0.5
 """Of the margin between nearest centres, where several images teach a direction too: the centres alone are surer than
 they are right."""
@@ -68,6 +79,8 @@ class ClassBank:
     """Presence score from which the class counts as present, calibrated on the references; -1 to 1."""
     group_share: float = GROUP_SHARE
     """Share of the best group's score from which a group of masks is kept."""
+    pixel_classifier: PixelClassifier | None = None
+    """What several references with colours say of single pixels."""
 
     def similarities(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the product of every patch (P, D) with its nearest foreground and background centre, (P,) each.
@@ -82,6 +95,11 @@ class ClassBank:
         if not len(self.background_centres):
             return foreground, np.full_like(foreground, -1)
         return foreground, (features @ self.background_centres.T).max(axis=1)
+
+    def log_odds(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the log-odds of the similarity map at patches (P, D): 0 is as near to foreground as to background."""
+        foreground, background = self.similarities(features)
+        return np.asarray((foreground - background) / np.float32(SOFTNESS), np.float32)
 
     def presence_score(self, features: NDArray[np.float32]) -> float:
         """Return how similar the best matching patches are to the foreground, -1 to 1; -1 where none is nearer to it
@@ -120,7 +138,31 @@ def build_class_bank(references: Sequence[ClassReference], *, seed: int = 0) -> 
         direction = _learn_direction(features, coverage, images, left_out, seed)
         bank = _corrected(bank, direction)
         left_out = {image: _corrected(other, direction) for image, other in left_out.items()}
-    return replace(bank, presence_threshold=_calibrate(bank, features, coverage, images, left_out))
+    return replace(
+        bank,
+        presence_threshold=_calibrate(bank, features, coverage, images, left_out),
+        pixel_classifier=_learn_pixels(references, left_out, seed) if _full_share(coverage) < _MAX_FULL_SHARE else None,
+    )
+
+
+def _learn_pixels(
+    references: Sequence[ClassReference], left_out: Mapping[int, ClassBank], seed: int
+) -> PixelClassifier | None:
+    """Train on all references; None unless two or more show the class and all have colours."""
+    if not left_out:
+        return None
+    examples = []
+    for reference in references:
+        pixels = reference.patches.pixels
+        if pixels is None:
+            return None
+        (height, width), mask = pixels.shape[1:], reference.mask.astype(np.float32)
+        shrinks = height <= mask.shape[0] and width <= mask.shape[1]
+        coverage = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        odds = left_out[reference.image_index].log_odds(reference.patches.features[reference.patches.valid])
+        map_odds = patches_at_pixels(np.clip(odds, -MAX_LOG_ODDS, MAX_LOG_ODDS), reference.patches)
+        examples.append(PixelExample(pixels, map_odds, np.asarray(coverage, np.float32)))
+    return train_pixel_classifier(examples, seed)
 
 
 def _rows_of(reference: ClassReference) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -150,7 +192,12 @@ def _foreground_weight(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _is_thin(coverage: NDArray[np.float32]) -> bool:
     """Say whether most of an object lies in patches that it does not fill."""
-    return bool(coverage[coverage >= _FULL].sum() < _MIN_FULL_SHARE * coverage.sum())
+    return _full_share(coverage) < _MIN_FULL_SHARE
+
+
+def _full_share(coverage: NDArray[np.float32]) -> float:
+    """Return the share of an object that lies in patches which it fills."""
+    return float(coverage[coverage >= _FULL].sum() / coverage.sum())
 
 
 def _foreground_share(coverage: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -25,7 +25,8 @@ class GraphMatcher:
         return patch_scores(bank, features, prior, prior > 0, num_points)
 
     def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
-        return propose(self.score(bank, target.features, options), target, options, bank.presence_threshold)
+        scores = self.score(bank, target.features, options)
+        return propose(scores, target, options, bank.presence_threshold, bank.pixel_classifier)
 
 
 def prior_map(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -55,6 +55,9 @@ class Match:
     """(P,) float32 in 0..1 for every target patch: 0.5 is as near to the foreground as to the background."""
     presence_score: float
     presence_threshold: float
+    pixel_odds: tuple[NDArray[np.float32], ...] = ()
+    """(h, w) float32 for each tile: the log-odds of foreground at the pixels of its colours, where the references have
+    a pixel classifier and the tiles colours."""
 
     @property
     def is_present(self) -> bool:

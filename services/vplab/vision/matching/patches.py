@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +26,8 @@ class PatchFeatures:
     """Input pixels per patch."""
     origin_xy: tuple[int, int] = (0, 0)
     """Upper left corner of the tile in the image, in pixels."""
+    colours: NDArray[Any] | None = None
+    """(3, H, W), RGB in 0..1 of the whole padded frame, where the encoder gives them."""
 
     @property
     def grid_hw(self) -> tuple[int, int]:
@@ -51,6 +54,19 @@ class PatchFeatures:
         """The tile's rectangle in the image."""
         (x, y), (height, width) = self.origin_xy, self.transform.original_hw
         return Tile(x, y, x + width, y + height)
+
+    @cached_property
+    def pixels(self) -> NDArray[np.float32] | None:
+        """(3, h, w) float32: the colours without their padding."""
+        if self.colours is None:
+            return None
+        height, width = (
+            -(-cells * length // padded)
+            for cells, length, padded in zip(
+                self.colours.shape[1:], self.transform.input_hw, self.transform.padded_hw, strict=True
+            )
+        )
+        return np.asarray(self.colours[:, :height, :width], np.float32)
 
     def coverage(self, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the share of each patch that the tile's mask covers: (h, w) float32 in 0..1, 0 on padding.

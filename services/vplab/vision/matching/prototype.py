@@ -24,4 +24,5 @@ class PrototypeMatcher:
         return patch_scores(bank, features, margin, candidates, options.max_points)
 
     def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
-        return propose(self.score(bank, target.features, options), target, options, bank.presence_threshold)
+        scores = self.score(bank, target.features, options)
+        return propose(scores, target, options, bank.presence_threshold, bank.pixel_classifier)

@@ -31,7 +31,8 @@ class SoftMatcher:
         return patch_scores(bank, features, scores, candidates, options.max_points)
 
     def match(self, bank: ClassBank, target: TargetPatches, options: MatchOptions) -> Match:
-        return propose(self.score(bank, target.features, options), target, options, bank.presence_threshold)
+        scores = self.score(bank, target.features, options)
+        return propose(scores, target, options, bank.presence_threshold, bank.pixel_classifier)
 
 
 def soft_scores(bank: ClassBank, features: NDArray[np.float32]) -> NDArray[np.float32]:

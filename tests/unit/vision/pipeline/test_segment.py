@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vplab.vision.matching import MATCHERS, ClassReference, MatchOptions, PatchFeatures, TargetPatches, build_class_bank
+from vplab.vision.matching.grids import on_decoder_grid
 from vplab.vision.pipeline.segment import ClassSegmentation, SegmentOptions, segment_class
-from vplab.vision.pipeline.similarity_grid import on_decoder_grid
 from vplab.vision.preprocessing import FrameTransform, frame_transform
 from vplab.vision.prompts import PromptTokens
 from vplab.vision.specs import Preprocessing, SegmenterSpec

@@ -23,9 +23,7 @@ class ColourModel {
       for (int y = 0; y < bins_.rows; ++y)
         for (int x = 0; x < bins_.cols; ++x)
           bins_(y, x) = bins_(y, x) * levels + std::clamp(int(plane(y, x) * float(levels)), 0, levels - 1);
-    const auto share = [](int length, int part, int whole) { return (length * part + whole - 1) / whole; };
-    valid_ = {0, 0, share(bins_.cols, transform.input.width, transform.padded.width),
-              share(bins_.rows, transform.input.height, transform.padded.height)};
+    valid_ = {{0, 0}, valid_part(bins_.size(), transform)};
     const int reach = int(std::nearbyint(4 * evidence.smoothing));
     kernel_ = cv::getGaussianKernel(2 * reach + 1, evidence.smoothing, CV_32F);
   }

@@ -121,8 +121,21 @@ class Graph {
   Ort::Session session_{nullptr};
 };
 
+// Copies one plane of a tensor's values.
+inline Plane plane_of(const float* values, cv::Size size) {
+  return Plane(size.height, size.width, const_cast<float*>(values)).clone();
+}
+
 // An encoder's outputs for one image by role.
 using Outputs = std::map<std::string, Tensor>;
+
+// Returns red, green and blue.
+inline std::vector<Plane> planes_of(const Tensor& colours) {
+  const cv::Size size(int(colours.shape.at(2)), int(colours.shape.at(1)));
+  std::vector<Plane> planes;
+  for (int c = 0; c < 3; ++c) planes.push_back(plane_of(colours.values.data() + c * colours.size_from(1), size));
+  return planes;
+}
 
 class Encoder {
  public:
@@ -165,6 +178,8 @@ class Encoder {
     patches.transform = frame_transform(area.size(), preprocessing_);
     patches.stride = output->stride;
     patches.area = area;
+    if (const auto colours = outputs.find("colours"); colours != outputs.end())
+      patches.colours = planes_of(colours->second);
     return patches;
   }
 
@@ -312,10 +327,7 @@ class Decoder {
   Plane sharpen(int tile, const Plane& logits) {
     if (!spec().colour_evidence) return logits;
     if (!colours_[tile]) {
-      const Tensor& tensor = tiles_[tile].outputs.at("colours");
-      std::vector<Plane> planes;
-      for (int c = 0; c < 3; ++c) planes.push_back(plane_of(tensor.values.data() + c * tensor.size_from(1),
-                                                            {int(tensor.shape[2]), int(tensor.shape[1])}));
+      const std::vector<Plane> planes = planes_of(tiles_[tile].outputs.at("colours"));
       colours_[tile].emplace(planes, transform(tile), *spec().colour_evidence, spec().mask_threshold);
     }
     return colours_[tile]->sharpen(logits);
@@ -367,10 +379,6 @@ class Decoder {
     std::vector<int64_t> shape = tensor.shape;
     shape.insert(shape.begin(), 1);
     return wrap(tensor.values.data(), shape);
-  }
-
-  static Plane plane_of(const float* values, cv::Size size) {
-    return Plane(size.height, size.width, const_cast<float*>(values)).clone();
   }
 
   DecoderGraph& graph_;

@@ -33,6 +33,13 @@ inline FrameTransform frame_transform(cv::Size original, const Preprocessing& pr
   return {original, {scaled(original.width), scaled(original.height)}, {side, side}};
 }
 
+// Returns how much of a grid over the padded frame lies on the image: its first columns and rows.
+inline cv::Size valid_part(cv::Size grid, const FrameTransform& transform) {
+  const auto share = [](int length, int part, int whole) { return (length * part + whole - 1) / whole; };
+  return {share(grid.width, transform.input.width, transform.padded.width),
+          share(grid.height, transform.input.height, transform.padded.height)};
+}
+
 inline double filter(double x, bool is_bicubic) {
   x = std::abs(x);
   if (!is_bicubic) return std::max(0.0, 1.0 - x);

@@ -13,6 +13,7 @@ constexpr double kMinShare = 0.7;           // grouping._MIN_SHARE
 constexpr float kSure = 12.0f;              // grouping._SURE
 constexpr float kSimilarityWeight = 0.5f;   // segment.SIMILARITY_WEIGHT
 constexpr float kSimilarityDoubt = 1e-3f;   // segment._SIMILARITY_DOUBT
+constexpr float kPixelWeight = 0.5f;        // segment.PIXEL_WEIGHT
 constexpr double kSameObject = 0.5;         // tiling._SAME_OBJECT
 constexpr double kContainedInTile = 0.8;    // tiling._CONTAINED
 constexpr float kClip = 8.0f;               // tiling._CLIP
@@ -414,6 +415,23 @@ inline std::vector<Group> tile_groups(int tile, const std::vector<Candidate>& ca
   return groups;
 }
 
+// Returns a tile's similarity map on the decoder's grid: of pixels where the match has them.
+inline Plane similarity_on_grid(const TargetPatches& target, const Match& match, int tile,
+                                const FrameTransform& transform, cv::Size low_res) {
+  if (!match.pixel_odds.empty())
+    return pixels_on_grid(shares_of(match.pixel_odds[tile]), target.tiles[tile], transform, low_res);
+  return on_decoder_grid(target.grid(tile, match.similarity), target.tiles[tile], transform, low_res);
+}
+
+// Returns a group's logits with what the colours say of the object, and what pixels say of the class.
+inline Plane sharpened(const TargetPatches& target, const Match& match, Decoder& decoder, const Group& group) {
+  const Plane logits = decoder.sharpen(group.tile, group.logits);
+  if (match.pixel_odds.empty()) return logits;
+  const Plane odds = pixels_on_grid(match.pixel_odds[group.tile], target.tiles[group.tile],
+                                    decoder.transform(group.tile), logits.size());
+  return Plane(logits + kPixelWeight * odds);
+}
+
 // Turns the points of one class into its instances.
 inline ClassSegmentation segment_matched(const Match& match, const TargetPatches& target, Decoder& decoder,
                                          const SegmentOptions& options, double group_share) {
@@ -424,8 +442,7 @@ inline ClassSegmentation segment_matched(const Match& match, const TargetPatches
   double best = 0.0;
   for (int tile = 0; tile < int(target.tiles.size()); ++tile) {
     const PatchFeatures& patches = target.tiles[tile];
-    maps.push_back(on_decoder_grid(target.grid(tile, match.similarity), patches, decoder.transform(tile),
-                                   decoder.spec().low_res));
+    maps.push_back(similarity_on_grid(target, match, tile, decoder.transform(tile), decoder.spec().low_res));
     const cv::Point2f origin = patches.area.tl(), end = patches.area.br();
     std::vector<cv::Point2f> points, background;
     for (const cv::Point2f& point : match.points)
@@ -443,7 +460,7 @@ inline ClassSegmentation segment_matched(const Match& match, const TargetPatches
   for (Group& group : groups) {
     if (group.score < group_share * best) continue;
     const Plane similarity = upsample_logits(maps[group.tile], decoder.transform(group.tile));
-    group.logits = decoder.sharpen(group.tile, group.logits);
+    group.logits = sharpened(target, match, decoder, group);
     add_pieces(target.tiles[group.tile].area, group, similarity, decoder, pieces);
   }
   for (const std::vector<int>& indices : join_views(pieces)) {

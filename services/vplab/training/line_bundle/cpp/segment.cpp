@@ -12,6 +12,7 @@ struct LineClass {
   int class_id = 0;
   std::string display_name;
   double presence_threshold = 0.0, group_share = 0.0;
+  bool has_pixel_classifier = false;
 };
 
 struct ClassResult {
@@ -37,7 +38,7 @@ struct Manifest {
       decoder = graphs.at("decoder");
       for (const Json& item : said.at("classes"))
         classes.push_back({item.at("class_id"), item.at("display_name"), item.at("presence_threshold"),
-                           item.at("group_share")});
+                           item.at("group_share"), item.value("has_pixel_classifier", false)});
       tile_side = given.at("tile_side");
       max_points = given.at("max_points");
       num_background_points = given.at("num_background_points");
@@ -48,6 +49,20 @@ struct Manifest {
   }
 };
 
+// Reads each class's pixel classifier; the file is there where a class has one.
+std::vector<std::optional<PixelClassifier>> read_pixel_classifiers(const std::vector<LineClass>& classes,
+                                                                   const fs::path& file) {
+  std::vector<std::optional<PixelClassifier>> found(classes.size());
+  const auto has_one = [](const LineClass& line_class) { return line_class.has_pixel_classifier; };
+  if (std::none_of(classes.begin(), classes.end(), has_one)) return found;
+  const Tensor all = read_npy(file);
+  if (all.shape != std::vector<int64_t>{int64_t(classes.size()), int64_t(PixelClassifier::size())})
+    throw Failure(file, "is of other classes");
+  for (size_t i = 0; i < classes.size(); ++i)
+    if (has_one(classes[i])) found[i].emplace(all.values.data() + i * all.size_from(1));
+  return found;
+}
+
 // A bundle in memory, ready for images.
 class Line {
  public:
@@ -55,7 +70,9 @@ class Line {
       : manifest_(folder / "bundle.json"),
         encoder_(folder / manifest_.image_encoder, manifest_.precision, threads),
         matcher_(folder / manifest_.matcher, folder / "references", manifest_.classes.size(), threads),
-        decoder_(folder / manifest_.decoder, threads) {
+        decoder_(folder / manifest_.decoder, threads),
+        pixel_classifiers_(
+            read_pixel_classifiers(manifest_.classes, folder / "references" / "pixel_classifiers.npy")) {
     if (manifest_.feature_encoder != manifest_.image_encoder)
       feature_encoder_.emplace(folder / manifest_.feature_encoder, manifest_.precision, threads);
   }
@@ -77,8 +94,9 @@ class Line {
     for (size_t i = 0; i < manifest_.classes.size(); ++i) {
       const PatchScores scores =
           matcher_.score(int(i), target.features, manifest_.min_relative_score, manifest_.max_points);
-      const Match match =
-          propose(scores, target, manifest_.classes[i].presence_threshold, manifest_.num_background_points);
+      const PixelClassifier* classifier = pixel_classifiers_[i] ? &*pixel_classifiers_[i] : nullptr;
+      const Match match = propose(scores, target, manifest_.classes[i].presence_threshold,
+                                  manifest_.num_background_points, classifier);
       const double group_share = manifest_.classes[i].group_share;
       results.push_back({manifest_.classes[i], segment_matched(match, target, decoder, manifest_.options, group_share)});
     }
@@ -91,6 +109,7 @@ class Line {
   std::optional<Encoder> feature_encoder_;
   Matcher matcher_;
   DecoderGraph decoder_;
+  std::vector<std::optional<PixelClassifier>> pixel_classifiers_;
 };
 
 // Returns each pixel's class id, 0 for none; where classes overlap the better score wins.
