@@ -138,7 +138,7 @@ class ClientJobInputs:
         """Return the outputs by role of the image encoder and of the feature encoder (empty without one)."""
         encoders = [inputs.image_encoder, *([inputs.feature_encoder] if inputs.feature_encoder else [])]
         models = list(dict.fromkeys(encoder.model for encoder in encoders))
-        roles = inputs.image_roles + ([PATCH_FEATURES] if inputs.feature_encoder else [])
+        roles = list(dict.fromkeys([*inputs.image_roles, *_feature_roles(inputs.feature_encoder)]))
         answers = self._client.embedding.embed_images(
             [("view", image)],
             [model.name for model in models],
@@ -257,4 +257,12 @@ def _patches(
     if output is None or PATCH_FEATURES not in features:
         raise FailedPrecondition(f"{encoder.model.name} gives no patch features", reason="MODEL_MISMATCH")
     transform: FrameTransform = frame_transform(size_hw, encoder.spec.preprocessing)
-    return PatchFeatures(features[PATCH_FEATURES].astype(np.float32), transform, output.stride)
+    patches = features[PATCH_FEATURES].astype(np.float32)
+    return PatchFeatures(patches, transform, output.stride, colours=features.get(COLOURS))
+
+
+def _feature_roles(encoder: EncoderVersion | None) -> list[OutputRole]:
+    """Return what matching reads of its encoder: colours too, wherever it gives them."""
+    if encoder is None:
+        return []
+    return [PATCH_FEATURES] if encoder.spec.output(COLOURS) is None else [PATCH_FEATURES, COLOURS]

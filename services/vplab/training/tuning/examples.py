@@ -14,12 +14,15 @@ from vplab.errors import InvalidInput
 from vplab.training.tuning.values import ClassProposals, EmbeddedView, TuningExample
 from vplab.vision.colour_evidence import ColourModel
 from vplab.vision.matching import MATCHERS, ClassBank, ClassReference, MatchOptions, TargetPatches, build_class_bank
-from vplab.vision.pipeline.similarity_grid import on_decoder_grid
+from vplab.vision.matching.grids import pixels_on_grid
+from vplab.vision.pipeline.segment import similarity_on_grid
 from vplab.vision.preprocessing import FrameTransform
 from vplab.vision.specs import SegmenterSpec
 
 MAX_REFERENCES = 5
 """Other images that an image's proposals come from; the cost of a bank grows with the square of its images."""
+_MIN_SHARED = 2 * MAX_REFERENCES
+"""Images from which on neighbours share one bank, of the images after them."""
 _MAX_GROWTH = 2
 
 
@@ -129,28 +132,43 @@ def _class_proposals(
     segmenter: SegmenterSpec,
     matcher: str,
 ) -> list[ClassProposals | None]:
-    banks: dict[int, ClassBank | None] = {}
+    banks: dict[tuple[int, ...], ClassBank | None] = {}
     found: list[ClassProposals | None] = []
+    showing = [v for v in originals if v.patches is not None and class_id in v.masks and v.masks[class_id].any()]
+    showing.sort(key=lambda v: v.image_index)
     for view in views:
-        if view.image_index not in banks:
-            banks[view.image_index] = _bank_without(originals, view.image_index, class_id)
-        bank = banks[view.image_index]
+        references = _references_of(view.image_index, showing)
+        key = tuple(reference.image_index for reference in references)
+        if key not in banks:
+            banks[key] = _bank(references, class_id)
+        bank = banks[key]
         found.append(None if bank is None else _propose(bank, view, segmenter, matcher))
     return found
 
 
-def _bank_without(originals: Sequence[EmbeddedView], image_index: int, class_id: int) -> ClassBank | None:
-    """Return the bank of the other images, or of the image itself where no other shows the class."""
-    showing = [v for v in originals if v.patches is not None and class_id in v.masks and v.masks[class_id].any()]
+def _references_of(image_index: int, showing: Sequence[EmbeddedView]) -> list[EmbeddedView]:
+    """Return other images that show the class, or the image itself where no other does.
+
+    showing: by image_index. Each image gets the references after it, round and round, so that all serve equally often;
+    of many images, groups of neighbours get those after the group.
+    """
     others = [v for v in showing if v.image_index != image_index]
-    # Each image gets the references after it, round and round, so that all serve equally often.
-    others.sort(key=lambda v: (v.image_index < image_index, v.image_index))
-    references = [
+    first = image_index
+    if len(others) >= _MIN_SHARED:
+        position = sum(v.image_index < image_index for v in showing)
+        last_of_group = min(position // MAX_REFERENCES * MAX_REFERENCES + MAX_REFERENCES, len(showing)) - 1
+        first = max(image_index, showing[last_of_group].image_index)
+    others.sort(key=lambda v: (v.image_index <= first, v.image_index))
+    return others[:MAX_REFERENCES] or list(showing)
+
+
+def _bank(references: Sequence[EmbeddedView], class_id: int) -> ClassBank | None:
+    found = [
         ClassReference(view.patches, view.masks[class_id], view.image_index)
-        for view in (others[:MAX_REFERENCES] or showing)
+        for view in references
         if view.patches is not None
     ]
-    return build_class_bank(references) if references else None
+    return build_class_bank(found) if found else None
 
 
 def _propose(bank: ClassBank, view: EmbeddedView, segmenter: SegmenterSpec, matcher: str) -> ClassProposals | None:
@@ -159,11 +177,16 @@ def _propose(bank: ClassBank, view: EmbeddedView, segmenter: SegmenterSpec, matc
     target = TargetPatches.of([view.patches])
     # Present or not, there shall be proposals: those on images without the class are what to reject.
     match = MATCHERS[matcher].match(bank, target, MatchOptions(presence_threshold=-1.0))
-    grid = target.grid(0, match.similarity)
-    similarity = on_decoder_grid(grid, view.patches, view.transform, segmenter.low_res_hw)
+    similarity = similarity_on_grid(target, match, 0, view.transform, segmenter.low_res_hw)
+    pixel_odds = None
+    if match.pixel_odds and view.colours is not None:
+        frame_hw = view.colours.shape[1], view.colours.shape[2]
+        odds = pixels_on_grid(match.pixel_odds[0], view.patches, view.transform, frame_hw)
+        pixel_odds = odds.astype(np.float16)
     return ClassProposals(
         points_xy=view.transform.points_to_input(match.points_xy),
         background_xy=view.transform.points_to_input(match.background_xy[0]),
         similarity=similarity.astype(np.float16),
         group_share=bank.group_share,
+        pixel_odds=pixel_odds,
     )

@@ -25,7 +25,7 @@ from vplab.vision.final_masks import final_mask
 from vplab.vision.masks import upsample_logits
 from vplab.vision.pipeline.decoding import Candidate
 from vplab.vision.pipeline.grouping import group_by_overlap
-from vplab.vision.pipeline.segment import SIMILARITY_WEIGHT
+from vplab.vision.pipeline.segment import PIXEL_WEIGHT, SIMILARITY_WEIGHT
 from vplab.vision.preprocessing import FrameTransform
 from vplab.vision.prompts import BOX_MAX, BOX_MIN, FOREGROUND, PADDING, ObjectPrompt
 from vplab.vision.specs import SegmenterSpec
@@ -223,7 +223,11 @@ def _union(
     if not kept:
         return np.full(similarity.shape, -1, np.float32)
     sharp = kept if example.colours is None else [example.colours.sharpen(logits) for logits in kept]
-    return np.asarray(np.max(sharp, axis=0), np.float32)
+    union = np.asarray(np.max(sharp, axis=0), np.float32)
+    pixel_odds = example.proposals[class_id].pixel_odds
+    if pixel_odds is not None and pixel_odds.shape == union.shape:
+        union += np.float32(PIXEL_WEIGHT) * pixel_odds
+    return union
 
 
 def _mean(by_class: dict[int, list[float]]) -> float | None:

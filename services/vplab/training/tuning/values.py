@@ -55,6 +55,8 @@ class ClassProposals:
     """(h, w) in 0..1 on the low-resolution logit grid."""
     group_share: float = GROUP_SHARE
     """Share of the best group's score from which serving keeps a group of masks."""
+    pixel_odds: NDArray[np.float16] | None = None
+    """(H, W) log-odds of the pixel classifier on the grid of the view's colours, where serving adds them."""
 
 
 @dataclass(frozen=True, eq=False)
