@@ -86,15 +86,16 @@ def steps(view: EmbeddedView, bank: ClassBank) -> list[NDArray[np.bool_]]:
     assert view.patches is not None
     target, truth = TargetPatches.of([view.patches]), view.masks[1]
     scores = MATCHER.score(bank, target.features, MatchOptions())
-    served = propose(scores, target, MatchOptions(), bank.presence_threshold)
+    served = propose(scores, target, MatchOptions(), bank.presence_threshold, bank.pixel_classifier)
     if not truth.any():
         return [_mask(view, target, served, bank), *([np.zeros_like(truth)] * 3)]
     certain = MatchOptions(presence_threshold=-np.inf)
     covered = view.patches.coverage(truth)[view.patches.valid]
     is_inside = covered > min(THRESHOLD, THRESHOLD * float(covered.max()))
-    present = propose(scores, target, certain, 0.0)
-    pointed = propose(replace(scores, scores=covered, candidates=is_inside), target, certain, 0.0)
-    matches = (served, present, pointed, replace(pointed, similarity=covered))
+    present = propose(scores, target, certain, 0.0, bank.pixel_classifier)
+    told = propose(replace(scores, scores=covered, candidates=is_inside), target, certain, 0.0)
+    pointed = replace(told, similarity=present.similarity, pixel_odds=present.pixel_odds)
+    matches = (served, present, pointed, replace(told, similarity=covered))
     return [_mask(view, target, match, bank) for match in matches]
 
 

@@ -193,7 +193,7 @@ def embed_view(
         embedding, colours = arrays["embedding"], arrays["colours"]
         features = arrays["features"].astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True).clip(1e-6)
-    patches = PatchFeatures(features, transform, 8)
+    patches = PatchFeatures(features, transform, 8, colours=colours)
     return EmbeddedView(index, is_original, embedding, transform, masks, patches, colours=colours)
 
 

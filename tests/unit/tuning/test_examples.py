@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fakes.tiny_tuning import SEGMENTER, SIDE, disc, discs, examples_of, view_of
 from vplab.errors import InvalidInput
+from vplab.training.tuning import examples
 from vplab.training.tuning.examples import mask_in_frame, pieces_in_frame
+from vplab.vision.matching import build_class_bank
 from vplab.vision.preprocessing import FrameTransform
 
 
@@ -119,3 +123,47 @@ def test_wrong_input_is_named(views, class_ids, field, words):
         examples_of(views, class_ids)
     assert caught.value.violations[0].field == field
     assert words in caught.value.message
+
+
+def many_discs(count):
+    return [view_of({1: disc((16 + 4 * (i % 8), 20 + 3 * (i % 7)), 9)}, i) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [3, 7, 11, 12, 23])
+def test_images_share_references_and_none_is_its_own(count, monkeypatch):
+    built = []
+
+    def spy(references):
+        built.append([reference.image_index for reference in references])
+        return build_class_bank(references)
+
+    monkeypatch.setattr(examples, "build_class_bank", spy)
+    views = many_discs(count)
+    for view in views:
+        references = [v.image_index for v in examples._references_of(view.image_index, views)]
+        assert view.image_index not in references
+        assert len(set(references)) == min(count - 1, examples.MAX_REFERENCES)
+    examples_of(views)
+    assert len(built) == (count if count <= 10 else -(-count // examples.MAX_REFERENCES))
+    used = [index for references in built for index in references]
+    assert set(used) == set(range(count))
+
+
+def coloured(view):
+    """Return a view whose picture shows its class in red, on a grid four times as fine as the patches'."""
+    height, width = view.transform.padded_hw
+    colours = np.full((3, height, width), 0.4, np.float16)
+    colours[0][view.masks[1]] = 0.8
+    return replaced(view, patches=replace(view.patches, colours=colours), colours=colours)
+
+
+def test_proposals_are_what_pixels_of_the_other_images_teach():
+    views = [view_of({1: disc((16 + 6 * i, 20 + 5 * i), 6)}, i) for i in range(4)]
+    coarse, fine = (examples_of(v)[0].proposals[1] for v in (views, [coloured(v) for v in views]))
+    assert coarse.pixel_odds is None
+    assert fine.pixel_odds is not None
+    truth = views[0].masks[1]
+    assert ((fine.pixel_odds > 0) & truth).sum() / ((fine.pixel_odds > 0) | truth).sum() > 0.9
+    wanted = truth.reshape(SIDE // 2, 2, SIDE // 2, 2).mean((1, 3))
+    error = [np.abs(proposals.similarity - wanted).mean() for proposals in (fine, coarse)]
+    assert error[0] < 0.5 * error[1]
