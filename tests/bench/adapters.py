@@ -2,10 +2,9 @@
 
 ``python tests/bench/adapters.py --out OUT`` makes one folder for each set below OUT, each by the command that a user
 would type; killed at any moment, the same command goes on. ``--comparators`` names the OUT of an ``accuracy.py`` of the
-same images, splits and seeds, whose random forest and U-Net the tuned matcher is compared with; it may be OUT itself,
-where ``--methods`` had them too. With ``--readme`` the means over the sets, and which goals are met, go between the
-README's marks: ``adapters`` for objects marked by box and click, ``matching`` for the matcher with adapters and
-``matcher`` for it alone; OUT/adapters.md has all sets.
+same images, splits and seeds, whose random forest and U-Net the matcher is compared with; it may be OUT itself, where
+``--methods`` had them too. With ``--readme`` the means over the sets, and which goals are met, go between the README's
+marks: ``adapters`` for objects marked by box and click, ``matching`` for the matcher; OUT/adapters.md has all sets.
 """
 
 import json
@@ -56,10 +55,9 @@ def main() -> None:
     beside = read(arguments.comparators, list(found)) if arguments.comparators else {}
     refuse_unequal(found, beside)
     # Which of the tables an OUT has depends on its methods; each is written where its own marks are.
-    is_tuned = any(TUNED in results["shots"] for results in found.values())
     by_mark = {
         "adapters": (marked_table(found), marked_goals(found), jobs(found)),
-        "matching" if is_tuned else "matcher": (matching_table(found), matching_goals(found, beside)),
+        "matching": (matching_table(with_rivals(found, beside)), matching_goals(found, beside)),
     }
     texts = {
         mark: "\n\n".join([*(part for part in parts if part), made_by(found)])
@@ -201,6 +199,15 @@ def percent(value: float | None, best: float | None) -> str:
     if value is None:
         return "-"
     return f"**{100 * value:.1f}**" if value == best else f"{100 * value:.1f}"
+
+
+def with_rivals(found: Results, beside: Results) -> Results:
+    """Return results with what the comparators reached on the same images."""
+    return {
+        task: results
+        | {"shots": {n: f for n, f in beside.get(task, results)["shots"].items() if n in RIVALS} | results["shots"]}
+        for task, results in found.items()
+    }
 
 
 def matching_table(found: Results) -> str:

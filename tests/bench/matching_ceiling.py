@@ -2,8 +2,9 @@
 
 ``python tests/bench/matching_ceiling.py`` replaces one step of the pipeline after the other by the truth of the tested
 image, with the shipped models in process: whether the class is there, which patches become points, and how similar each
-patch is. What is wrong even with all three is the mask decoder's, and no matcher can be above it. Images, splits and
-seeds are those of ``adapters.py``; ``--readme`` writes the table into the README of the tuning package.
+patch is. What is wrong even with all three is the mask decoder's, and no map of patches can be above it; pixels can.
+Beside what is served stands the same without the pixel classifier. Images, splits and seeds are those of
+``adapters.py``; ``--readme`` writes the table into the README of the tuning package.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from vplab.vision.pipeline.segment import SegmentOptions, segment_matched
 README = ROOT / "services" / "vplab" / "training" / "tuning" / "README.md"
 SETS = ("neu_steel-1", "neu_steel-2", "neu_steel-3", "crackforest", "polypgen", "cxr_covid-1", "nuclei_dsb")
 NUM_SHOTS, MAX_SIDE = 5, 512
-STEPS = ("as served", "true presence", "and true points", "and true similarity")
+STEPS = ("patches alone", "as served", "true presence", "and true points", "and true similarity")
 MATCHER = MATCHERS["softmatch"]
 THRESHOLD = 0.5
 """Share of a patch from which it may become a true point; of thin things half of the fullest patch's."""
@@ -87,15 +88,16 @@ def steps(view: EmbeddedView, bank: ClassBank) -> list[NDArray[np.bool_]]:
     target, truth = TargetPatches.of([view.patches]), view.masks[1]
     scores = MATCHER.score(bank, target.features, MatchOptions())
     served = propose(scores, target, MatchOptions(), bank.presence_threshold, bank.pixel_classifier)
+    coarse = propose(scores, target, MatchOptions(), bank.presence_threshold)
     if not truth.any():
-        return [_mask(view, target, served, bank), *([np.zeros_like(truth)] * 3)]
+        return [*(_mask(view, target, match, bank) for match in (coarse, served)), *([np.zeros_like(truth)] * 3)]
     certain = MatchOptions(presence_threshold=-np.inf)
     covered = view.patches.coverage(truth)[view.patches.valid]
     is_inside = covered > min(THRESHOLD, THRESHOLD * float(covered.max()))
     present = propose(scores, target, certain, 0.0, bank.pixel_classifier)
     told = propose(replace(scores, scores=covered, candidates=is_inside), target, certain, 0.0)
     pointed = replace(told, similarity=present.similarity, pixel_odds=present.pixel_odds)
-    matches = (served, present, pointed, replace(told, similarity=covered))
+    matches = (coarse, served, present, pointed, replace(told, similarity=covered))
     return [_mask(view, target, match, bank) for match in matches]
 
 
