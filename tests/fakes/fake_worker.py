@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+from threadpoolctl import threadpool_info
+
 from vplab.errors import FailedPrecondition, Unavailable
 from vplab.training.values import Checkpoint, Claim, ModelRef, Progress, Stage, TuningResult
 from vplab.training.worker.messages import WorkerSettings
@@ -56,4 +58,7 @@ class FakeWorker:
         threads = [float(os.environ[f"{library}_NUM_THREADS"]) for library in ("OMP", "MKL", "OPENBLAS")]
         figures = {"pid": float(os.getpid()), "num_jobs": float(self._num_jobs), "niceness": float(os.nice(0))}
         figures["num_threads"] = max(threads)
+        figures["num_blas_threads"] = max(
+            pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"
+        )
         return TuningResult(ModelRef(f"artifacts/{what}/versions/1", "a" * 64), figures, parity_passed=True)

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol, cast
 
 import structlog
+from threadpoolctl import threadpool_limits
 
 from vplab.errors import Internal, VPLabError
 from vplab.runtime.logs import configure_logging
@@ -68,9 +69,10 @@ def main(connection: "Connection[FromWorker, Any]", settings: WorkerSettings) ->
     threading.Thread(target=_leave_with_the_service, daemon=True).start()
     if settings.niceness and hasattr(os, "nice"):
         os.nice(settings.niceness)
-    # Read by OpenMP and BLAS when they are loaded, which is with torch.
+    # Read by OpenMP and BLAS when they are loaded, which is with torch; numpy's BLAS came with this module's imports.
     for library in ("OMP", "MKL", "OPENBLAS"):
         os.environ[f"{library}_NUM_THREADS"] = str(settings.num_threads)
+    threadpool_limits(settings.num_threads, user_api="blas")
     configure_logging(service="training-worker", level=settings.log_level, format=settings.log_format)  # type: ignore[arg-type]
     worker: Worker | None = None
     while True:
