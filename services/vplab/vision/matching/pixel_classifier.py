@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 NUM_LEVELS = 5
 NUM_FEATURES = 7 * NUM_LEVELS
 HIDDEN = 24
-"""48 and a longer training were surer and less often right; 16 was a point of IoU worse."""
+"""48 and a longer training were surer and less often right, 16 worse too."""
 MAX_LOG_ODDS = 8.0
 """Of the similarity map, and of the answer."""
 _MAP_SCALE = 3.0

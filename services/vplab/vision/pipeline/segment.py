@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 
 import cv2
@@ -186,11 +186,16 @@ def _instances(
     groups: Sequence[_TileGroup],
     maps: Mapping[int, NDArray[np.float32]],
 ) -> list[Instance]:
+    # Once for each tile, however many groups it has.
+    pixel_say = cache(partial(_pixel_say, target, match, decoder))
     pieces = []
     for tile, members in groupby(groups, key=lambda group: group.tile):
         similarity = _upsample(decoder, tile, maps[tile])
         for group in members:
-            sharp = replace(group, logits=_sharpened(target, match, decoder, group))
+            logits = decoder.sharpen(tile, group.logits)
+            if match.pixel_odds:
+                logits = logits + pixel_say(tile, (logits.shape[0], logits.shape[1]))
+            sharp = replace(group, logits=logits)
             pieces += _pieces(target, decoder, sharp, similarity)
     instances = []
     for indices in join_views([piece.view for piece in pieces]):
@@ -205,15 +210,12 @@ def _instances(
     return instances
 
 
-def _sharpened(target: TargetPatches, match: Match, decoder: PromptDecoder, group: _TileGroup) -> NDArray[np.float32]:
-    """Return a group's logits with what the colours say of the object, and what pixels say of the class."""
-    logits = decoder.sharpen(group.tile, group.logits)
-    if not match.pixel_odds:
-        return logits
-    size_hw = logits.shape[0], logits.shape[1]
-    transform = decoder.transform(group.tile)
-    odds = pixels_on_grid(match.pixel_odds[group.tile], target.tiles[group.tile], transform, size_hw)
-    return np.asarray(logits + np.float32(PIXEL_WEIGHT) * odds, np.float32)
+def _pixel_say(
+    target: TargetPatches, match: Match, decoder: PromptDecoder, tile: int, size_hw: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Return what pixels add to the final logits of a tile, (H, W) float32 on their grid."""
+    odds = pixels_on_grid(match.pixel_odds[tile], target.tiles[tile], decoder.transform(tile), size_hw)
+    return np.asarray(np.float32(PIXEL_WEIGHT) * odds, np.float32)
 
 
 def _pieces(
