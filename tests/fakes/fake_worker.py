@@ -55,7 +55,7 @@ class FakeWorker:
         if what == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         link.commit()
-        threads = [float(os.environ[f"{library}_NUM_THREADS"]) for library in ("OMP", "MKL", "OPENBLAS")]
+        threads = [float(os.environ[f"{library}_NUM_THREADS"]) for library in ("OMP", "MKL")]
         figures = {"pid": float(os.getpid()), "num_jobs": float(self._num_jobs), "niceness": float(os.nice(0))}
         figures["num_threads"] = max(threads)
         figures["num_blas_threads"] = max(

@@ -56,8 +56,9 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
     devices: tuple[str, ...] = ()
     """Devices to train on, a JSON list such as ``["cuda:0", "cuda:1"]``, one worker process each; empty is one worker,
     on the first GPU where a device answers, else on the CPU."""
-    worker_threads: Count = max(1, (os.cpu_count() or 2) // 2)
-    """CPU threads of a worker. Equal adapters need equal numbers: sums are split by thread."""
+    worker_threads: Count = max(min(2, os.cpu_count() or 2), (os.cpu_count() or 2) // 2)
+    """CPU threads of a worker: half of the cores, but two where there are no more. Clicks take theirs back by niceness.
+    Equal adapters need equal numbers: sums are split by thread."""
     worker_niceness: Annotated[int, Field(ge=0, le=19)] = 10
     """How far a worker steps back behind interactive work on the same machine."""
     warm_start: bool = False

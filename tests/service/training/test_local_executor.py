@@ -89,7 +89,7 @@ async def test_a_job_is_told_in_order_and_the_process_stays_warm(executor: Local
     niceness = os.getpriority(os.PRIO_PROCESS, 0) + 3  # whoever runs the tests may have given them one
     assert (again.metrics["num_jobs"], again.metrics["niceness"]) == (2, min(niceness, 19))
     assert again.metrics["num_threads"] == SETTINGS.num_threads
-    assert again.metrics["num_blas_threads"] == SETTINGS.num_threads
+    assert again.metrics["num_blas_threads"] == 1
 
 
 async def test_a_failed_job_is_told_in_our_words_and_leaves_the_process(executor: LocalExecutor) -> None:

@@ -64,7 +64,9 @@ def _overlap_losses(logits: Tensor, targets: Tensor) -> Tensor:
         logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
     probability = logits.sigmoid()
     wanted = F.adaptive_avg_pool2d(targets.unsqueeze(1), size)
-    both, either = (probability * wanted).sum((2, 3)), (probability + wanted - probability * wanted).sum((2, 3))
+    # As a product with the flat target: planes of the grid's size are made neither here nor on the way back.
+    both = (probability.flatten(2) @ wanted.flatten(2).transpose(1, 2)).squeeze(2)
+    either = probability.sum((2, 3)) + wanted.sum((2, 3)) - both
     return 1 - (both + 1) / (either + 1)
 
 

@@ -36,7 +36,8 @@ MAX_PROPOSALS = 10
 """Proposals of a class on an image, spread over the list from best to worst; serving asks up to 40."""
 SIMILARITY_DOUBT = 1e-3
 """As in serving, where it keeps the similarity map's odds finite."""
-CHUNK = 16
+CHUNK = 4
+"""Prompts decoded together; what they need of the grid stays in a core's cache."""
 MAX_PREVIEWS = 4
 
 Logits = NDArray[np.float32]

@@ -69,10 +69,12 @@ def main(connection: "Connection[FromWorker, Any]", settings: WorkerSettings) ->
     threading.Thread(target=_leave_with_the_service, daemon=True).start()
     if settings.niceness and hasattr(os, "nice"):
         os.nice(settings.niceness)
-    # Read by OpenMP and BLAS when they are loaded, which is with torch; numpy's BLAS came with this module's imports.
-    for library in ("OMP", "MKL", "OPENBLAS"):
+    # Read by torch's libraries when they are loaded. numpy's BLAS came with this module's imports and has one thread: its
+    # matrices are small, and a second one would mostly spin.
+    for library in ("OMP", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = str(settings.num_threads)
-    threadpool_limits(settings.num_threads, user_api="blas")
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    threadpool_limits(1, user_api="blas")
     configure_logging(service="training-worker", level=settings.log_level, format=settings.log_format)  # type: ignore[arg-type]
     worker: Worker | None = None
     while True:

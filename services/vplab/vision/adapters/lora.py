@@ -34,7 +34,7 @@ class Lora(Part):
         if site.name not in self.sizes:
             return inner(x)
         down, up = self._pair(tensors, site.name)
-        return inner(x) + affine(affine(x, down), up) * self.scale
+        return inner(x) + affine(affine(x, down) * self.scale, up)  # scaled where it is narrow
 
     def fold(self, tensors: Tensors, site: Site, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if site.name not in self.sizes:
