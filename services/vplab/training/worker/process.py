@@ -69,8 +69,8 @@ def main(connection: "Connection[FromWorker, Any]", settings: WorkerSettings) ->
     threading.Thread(target=_leave_with_the_service, daemon=True).start()
     if settings.niceness and hasattr(os, "nice"):
         os.nice(settings.niceness)
-    # Read by torch's libraries when they are loaded. numpy's BLAS came with this module's imports and has one thread: its
-    # matrices are small, and a second one would mostly spin.
+    # Read by torch's libraries when they are loaded. numpy's BLAS came with this module's imports and has one thread:
+    # its matrices are small, and a second one would mostly spin.
     for library in ("OMP", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = str(settings.num_threads)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
