@@ -83,8 +83,8 @@ def loop(
                 cpu.append(time.process_time())
             once(number)
             number += num_threads
-            if began >= start:
-                times.append((began, time.monotonic()))
+            if (ended := time.monotonic()) > start:
+                times.append((began, ended))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(num_threads)]
     for thread in threads:
@@ -95,7 +95,7 @@ def loop(
     began, ended = (np.repeat(np.array(column), batch) for column in zip(*times, strict=True))
     samples = Samples(ended - began, ended - start, (OK,) * len(began), duration_s, cpu_s)
     found = figures([samples])
-    return {**found, "cpu_s_per_item": cpu_s / len(began)}
+    return {**found, "cpu_s_per_item": cpu_s / int(samples.is_counted.sum())}
 
 
 if __name__ == "__main__":

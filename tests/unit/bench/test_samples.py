@@ -36,9 +36,26 @@ def test_failures_are_counted_by_code_and_are_in_no_latency() -> None:
     assert found["throughput_per_s"] == pytest.approx(2 / 100)
 
 
-def test_a_call_that_ends_after_the_window_has_a_latency_but_is_no_throughput() -> None:
+def test_a_call_that_the_window_cuts_off_is_throughput_by_its_share() -> None:
     found = figures([samples([4.0, 4.0, 4.0], window_s=10.0)])
     assert found["num_ok"] == 3
+    assert found["throughput_per_s"] == pytest.approx(0.25)
+
+
+def test_a_call_under_way_when_the_window_begins_is_throughput_but_has_no_latency() -> None:
+    under_way = Samples(np.array([8.0, 5.0, 5.0]), np.array([4.0, 9.0, 14.0]), (OK, "UNAVAILABLE", OK), 10.0, 1.0)
+    found = figures([under_way])
+    assert found["num_calls"] == 2
+    assert found["latency_s"]["max"] == 5.0
+    assert found["errors"] == {"UNAVAILABLE": 1}
+    assert found["throughput_per_s"] == pytest.approx((0.5 + 0.2) / 10)
+
+
+def test_in_an_open_loop_what_ends_in_the_window_is_throughput() -> None:
+    """Calls pile up before a server that cannot keep up; their shares would say that it could."""
+    latency_s, end_s = np.array([2.0, 9.0, 18.0]), np.array([1.0, 9.5, 19.0])
+    found = figures([Samples(latency_s, end_s, (OK,) * 3, 10.0, 1.0, is_open=True)])
+    assert found["num_calls"] == 2
     assert found["throughput_per_s"] == pytest.approx(0.2)
 
 

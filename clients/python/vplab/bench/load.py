@@ -32,7 +32,7 @@ class Step:
     """Closed loop: callers that each wait for an answer before the next call. Ignored in an open loop."""
     duration_s: float
     warm_up_s: float
-    """Calls that start in this time before the window are made and not counted."""
+    """Time before the window in which calls are made; what of them lies in it is throughput."""
     rate_per_s: float | None = None
     """Open loop: calls per second, arriving as a Poisson process; None is a closed loop."""
     timeout_s: float = 30.0
@@ -62,7 +62,6 @@ class Load:
         ending.cancel()
         clock.cancel()
         await work
-        window.extend()
         return window.samples()
 
     async def _closed(self, window: "_Window") -> None:
@@ -144,28 +143,18 @@ class _Window:
         self.is_cut = is_cut
         self._read_cpu(now)
 
-    def extend(self) -> None:
-        """Let the window of a closed loop last until its last call, where that took longer than planned.
-
-        Calls that take most of the window would otherwise be lost at its end, and with them the throughput.
-        """
-        now = time.monotonic()
-        is_slow = len(self._ended) <= MIN_CALLS * self.step.num_callers
-        if self.step.rate_per_s is None and is_slow and self._ended and not self.is_cut:
-            self._end = max(self._end, *self._ended)
-            self._read_cpu(now)
-
     def counts(self, due: float) -> bool:
         """Whether a call that was to start then is one of those that count."""
         return due >= self._start
 
     def add(self, due: float, began: float, code: str, answer: bytes | None = None) -> None:
         """Take note of a call that has just ended."""
-        if not self.counts(due):
+        ended = time.monotonic()
+        if ended <= self._start:
             return
         self._due.append(due)
         self._began.append(began)
-        self._ended.append(time.monotonic())
+        self._ended.append(ended)
         self._codes.append(code)
         if answer is not None:
             self._answers.append(answer)
@@ -181,6 +170,7 @@ class _Window:
             cpu_s=self._cpu_s,
             lag_s=began - due if self.step.rate_per_s else np.zeros(0),
             answers=tuple(self._answers),
+            is_open=self.step.rate_per_s is not None,
         )
 
     def _read_cpu(self, now: float) -> None:
