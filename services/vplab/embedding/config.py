@@ -1,13 +1,12 @@
 """The settings of the embedding service; the only list of its variables."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from vplab.errors import InvalidInput
-from vplab.runtime.onnx_session import Provider
+from vplab.runtime.onnx_session import Provider, num_cores
 from vplab.runtime.settings import MIB, SecondsOrZero, ServerSettings, home
 from vplab.wire.names import parse_version_or_alias
 
@@ -41,7 +40,7 @@ class EmbeddingConfig(ServerSettings, env_prefix="VPLAB_EMBEDDING_"):
     """Largest width times height; checked before decoding. Each decoding thread may hold three bytes per pixel."""
     max_waiting_bytes: Count = 512 * MIB
     """Bound of the files and frames that wait to be decoded; more is refused with OVERLOADED."""
-    decode_threads: Count = min(4, os.cpu_count() or 1)
+    decode_threads: Count = min(4, num_cores())
     """Images decoded at a time."""
 
     providers: tuple[Provider, ...] = ()

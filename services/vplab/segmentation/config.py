@@ -1,13 +1,12 @@
 """The settings of the segmentation service; the only list of its variables."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from vplab.errors import InvalidInput
-from vplab.runtime.onnx_session import Provider
+from vplab.runtime.onnx_session import Provider, num_cores
 from vplab.runtime.settings import MIB, SecondsOrZero, ServerSettings, home
 from vplab.wire.names import parse_version_or_alias
 
@@ -76,9 +75,9 @@ class SegmentationConfig(ServerSettings, env_prefix="VPLAB_SEGMENTATION_"):
     """Decoder calls, of up to 32 prompts each, that share one run."""
     max_batch_wait_s: SecondsOrZero = 0.0
     """How long a call waits for others to share its run."""
-    worker_threads: Count = min(4, os.cpu_count() or 1)
+    worker_threads: Count = min(4, num_cores())
     """Images that are matched at a time; as many more of the class batch, which give way to everything else."""
-    quick_threads: Count = min(4, os.cpu_count() or 1)
+    quick_threads: Count = min(4, num_cores())
     """Digests, prompts and masks that are worked on at a time. No click waits for an image that is matched."""
     max_waiting: Count = 128
     """Pieces of work that may wait for threads of one kind; more is refused with OVERLOADED."""

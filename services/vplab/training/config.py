@@ -1,12 +1,12 @@
 """The training service's settings; the only list of the VPLAB_TRAINING_* variables beside the frame's."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from vplab.errors import InvalidInput
+from vplab.runtime.onnx_session import num_cores
 from vplab.runtime.settings import Seconds, ServerSettings, home
 from vplab.wire.names import parse_version_or_alias
 
@@ -56,7 +56,7 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
     devices: tuple[str, ...] = ()
     """Devices to train on, a JSON list such as ``["cuda:0", "cuda:1"]``, one worker process each; empty is one worker,
     on the first GPU where a device answers, else on the CPU."""
-    worker_threads: Count = max(min(2, os.cpu_count() or 2), (os.cpu_count() or 2) // 2)
+    worker_threads: Count = max(min(2, num_cores()), num_cores() // 2)
     """CPU threads of a worker: half of the cores, but two where there are no more. Clicks take theirs back by niceness.
     Equal adapters need equal numbers: sums are split by thread."""
     worker_niceness: Annotated[int, Field(ge=0, le=19)] = 10
