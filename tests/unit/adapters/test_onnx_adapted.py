@@ -65,6 +65,15 @@ def test_a_graph_answers_as_the_decoder_for_every_batch(export, method):
 
 
 @pytest.mark.slow
+def test_nothing_that_the_decoder_compares_binds_a_free_axis(monkeypatch):
+    """The exporter would trace it all a second time, with bounds on how many points a prompt may have."""
+    traced, export = [], torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *args, **options: traced.append(1) or export(*args, **options))
+    adapted_to_onnx(adapt(build_decoder(grid=4), SPECS["e_peft"]))
+    assert len(traced) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [32, 64])
 def test_an_ensemble_for_the_embedding_sizes_of_nano_and_sam_answers_as_the_decoder(export, grid):
     adapted, path = export("e_peft", grid)
