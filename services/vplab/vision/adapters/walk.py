@@ -179,9 +179,10 @@ class _Walk:
             block._separate_heads(self._linear(f"{name}.{key}", getattr(block, key), x, grids[key]), block.num_heads)
             for key, x in zip(grids, qkv, strict=True)
         )
-        if not torch.compiler.is_exporting() and q.shape[2] > k.shape[2]:  # a comparison would bind a free axis
-            # A softmax over the last axis goes row by row, which for a thousand cells of ten tokens each takes three
-            # times as long as ten rows of a thousand; ONNX Runtime does not mind.
+        # An exported graph has the usual order only: comparing sizes would bind its free axes.
+        if not torch.compiler.is_exporting() and q.shape[2] > k.shape[2]:
+            # torch's softmax over the last axis goes row by row: a thousand cells of ten tokens each take three times
+            # as long as ten rows of a thousand.
             scores = k @ q.transpose(-1, -2) / math.sqrt(q.shape[-1])
             weights = self._weights(name, scores, num_memory, dim=-2).transpose(-1, -2)
         else:
