@@ -7,7 +7,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_info
 
-from vplab.errors import FailedPrecondition, Unavailable
+from vplab.errors import FailedPrecondition, NotFound, Unavailable
 from vplab.training.values import Checkpoint, Claim, ModelRef, Progress, Stage, TuningResult
 from vplab.training.worker.messages import WorkerSettings
 from vplab.training.worker.process import Link
@@ -34,10 +34,16 @@ class FakeWorker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._num_jobs = 0
+        self._num_warm_ups = 0
+        self._has_exported = False
 
-    def warm_up(self, segmenter: str) -> None:
-        if segmenter != "there":
+    def warm_up(self, segmenter: str, *, exports: bool) -> None:
+        self._num_warm_ups += 1
+        if segmenter == "not there":
+            raise NotFound("no segmenter")
+        if segmenter == "there later" and self._num_warm_ups < 3:
             raise Unavailable("no registry")
+        self._has_exported = exports
 
     def work_on(self, claim: Claim, link: Link) -> TuningResult:
         self._num_jobs += 1
@@ -58,6 +64,7 @@ class FakeWorker:
         threads = [float(os.environ[f"{library}_NUM_THREADS"]) for library in ("OMP", "MKL")]
         figures = {"pid": float(os.getpid()), "num_jobs": float(self._num_jobs), "niceness": float(os.nice(0))}
         figures["num_threads"] = max(threads)
+        figures["num_warm_ups"], figures["has_exported"] = float(self._num_warm_ups), float(self._has_exported)
         figures["num_blas_threads"] = max(
             pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"
         )

@@ -61,9 +61,9 @@ class TrainingConfig(ServerSettings, env_prefix="VPLAB_TRAINING_"):
     Equal adapters need equal numbers: sums are split by thread."""
     worker_niceness: Annotated[int, Field(ge=0, le=19)] = 10
     """How far a worker steps back behind interactive work on the same machine."""
-    warm_start: bool = False
-    """Whether workers start with the service, with the default segmenter loaded and the graph of the default method's
-    adapters exported, instead of at their first job."""
+    warm_start: bool = True
+    """Whether workers start with the service, load the default segmenter and have the graph of the default method's
+    adapters exported where it is not yet, instead of at their first job."""
     worker_idle_s: Seconds | None = 900.0
     """A worker with nothing to do for this long ends and gives its memory back; ``none`` keeps it warm for ever."""
     worker_silence_s: Seconds = 300.0

@@ -16,6 +16,7 @@ import pytest
 from fakes.fake_worker import NUM_STEPS, SETTINGS
 from fakes.training_parts import DATASET, SEGMENTER
 from vplab.errors import FailedPrecondition, Internal
+from vplab.training.backends import local_executor
 from vplab.training.backends.local_executor import LocalExecutor
 from vplab.training.errors import LeaseLost, WorkerDied
 from vplab.training.values import (
@@ -148,7 +149,27 @@ async def test_a_worker_can_be_warm_before_its_first_job(executor: LocalExecutor
     (pid,) = executor.pids
     await executor.warm_up("not there")
     assert executor.pids == [pid]
-    assert (await executor.run(claim("fine"), Reports())).metrics["pid"] == pid
+    found = (await executor.run(claim("fine"), Reports())).metrics
+    assert (found["pid"], found["num_warm_ups"], found["has_exported"]) == (pid, 4, 1)
+
+
+async def test_a_warm_up_tries_again_while_the_registry_starts(
+    executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_executor, "_WARM_UP_PAUSE_S", 0.01)
+    await executor.warm_up("there later")
+    found = (await executor.run(claim("fine"), Reports())).metrics
+    assert (found["num_warm_ups"], found["has_exported"]) == (4, 1)
+
+
+async def test_a_job_does_not_wait_for_the_export_of_a_warm_up(executor: LocalExecutor) -> None:
+    warming = asyncio.create_task(executor.warm_up("there"))
+    while not executor.pids:
+        await asyncio.sleep(0.001)
+    found = (await executor.run(claim("fine"), Reports())).metrics
+    assert (found["num_warm_ups"], found["has_exported"]) == (1, 0)
+    await warming
+    assert (await executor.run(claim("fine"), Reports())).metrics["has_exported"] == 1
 
 
 async def test_a_worker_with_nothing_to_do_leaves() -> None:

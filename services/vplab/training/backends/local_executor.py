@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import structlog
 
-from vplab.errors import Internal, VPLabError
+from vplab.errors import Internal, Unavailable, VPLabError
 from vplab.training import metrics
 from vplab.training.errors import TrainerMissing, WorkerDied
 from vplab.training.ports import WorkReports
@@ -34,6 +34,8 @@ _NEEDED: Final = ("torch", "segment_anything", "onnx", "onnxscript", "torchvisio
 _INBOX: Final = 64
 """Messages of a worker that wait to be stored; then the worker waits."""
 _END_S: Final = 5.0
+_WARM_UP_TRIES: Final = 5
+_WARM_UP_PAUSE_S: Final = 1.0
 _spawning = multiprocessing.get_context("spawn")  # a fork would inherit gRPC's threads and CUDA's state
 
 _log = structlog.get_logger(__name__)
@@ -78,12 +80,14 @@ class LocalExecutor:
         return result
 
     async def warm_up(self, segmenter: str) -> None:
-        """Start every worker and have it load torch and a segmenter; what fails is tried again by the first job."""
-        for worker in self._workers:
-            try:
-                await worker.do(WarmUp(segmenter), None)
-            except VPLabError as error:
-                _log.warning("worker_not_warm", error=error.message)
+        """Start every worker, have it load torch and a segmenter, and export the default adapter's graph if need be.
+
+        A job that comes meanwhile waits for the loading and not for the export, which it may not need. What fails is
+        tried again by the first job.
+        """
+        await asyncio.gather(*(_warm(worker, WarmUp(segmenter)) for worker in self._workers))
+        for worker in self._workers:  # in turn: the first one exports, the others find the graph on the disk
+            await _warm(worker, WarmUp(segmenter, exports=True))
 
     async def close(self) -> None:
         """End all processes."""
@@ -218,6 +222,20 @@ class _Worker:
     def _end_if_idle(self) -> None:
         if not self._turn.locked():
             self._ending = asyncio.create_task(self.end("idle"))
+
+
+async def _warm(worker: _Worker, task: WarmUp) -> None:
+    """Have a worker warm up, again while the registry, which may start together with this service, is not there."""
+    for _ in range(_WARM_UP_TRIES):
+        try:
+            await worker.do(task, None)
+            return
+        except Unavailable as error:
+            _log.info("worker_waits", error=error.message)
+            await asyncio.sleep(_WARM_UP_PAUSE_S)
+        except VPLabError as error:
+            _log.warning("worker_not_warm", error=error.message)
+            return
 
 
 async def _started(process: BaseProcess) -> None:

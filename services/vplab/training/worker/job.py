@@ -70,21 +70,22 @@ class TuningWorker:
         self._bases: OrderedDict[str, PromptDecoder] = OrderedDict()
         self._templates = GraphTemplates(settings.graph_dir or settings.cache_dir / "graphs")
 
-    def warm_up(self, segmenter: str) -> None:
-        """Load a segmenter and have the graph of the default method's adapters exported, both once for all jobs."""
-        self._loop.run(self._warm_up(segmenter))
+    def warm_up(self, segmenter: str, *, exports: bool) -> None:
+        """Load a segmenter, and have the graph of the default method's adapters exported, once for all jobs."""
+        self._loop.run(self._warm_up(segmenter, exports=exports))
 
     def work_on(self, claim: Claim, link: Link) -> PublishedResult:
         """Tune, export and publish."""
         return self._loop.run(self._work_on(claim, link))
 
-    async def _warm_up(self, segmenter: str) -> None:
+    async def _warm_up(self, segmenter: str, *, exports: bool) -> None:
         model = await ClientModels(self._client.registry).find_segmenter(segmenter)
         snapshot = await self._snapshots.fetch(model.name)
         spec = spec_from_json((snapshot.folder / "model.json").read_bytes())
         if isinstance(spec, SegmenterSpec):
             base = self._base(ModelRef(model.name, model.digest), snapshot.folder, spec)
-            self._templates.prepare(adapt(base, adapter_spec(TuningMethod.E_PEFT, ServedOptions())))
+            if exports:
+                self._templates.prepare(adapt(base, adapter_spec(TuningMethod.E_PEFT, ServedOptions())))
         self._snapshots.release(snapshot.digest)
 
     async def _work_on(self, claim: Claim, link: Link) -> PublishedResult:

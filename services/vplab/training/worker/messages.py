@@ -39,9 +39,11 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Load torch and a segmenter and export the default adapter's graph, so that the first job finds them there."""
+    """Load torch and a segmenter, so that the first job finds them there."""
 
     segmenter: str
+    exports: bool = False
+    """Whether the graph of the default method's adapters is exported too, which takes longer than all else."""
 
 
 @dataclass(frozen=True)

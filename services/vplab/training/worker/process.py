@@ -54,8 +54,8 @@ class Link:
 class Worker(Protocol):
     """Works on jobs; ``vplab.training.worker.job.TuningWorker``."""
 
-    def warm_up(self, segmenter: str) -> None:
-        """Load and make what every job needs."""
+    def warm_up(self, segmenter: str, *, exports: bool) -> None:
+        """Load what every job needs; ``exports`` makes the graph that adapters of the default method are put into."""
         ...
 
     def work_on(self, claim: Claim, link: Link) -> TuningResult:
@@ -98,7 +98,7 @@ def _load(settings: WorkerSettings) -> Worker:
 def _answer(worker: Worker, task: Claim | WarmUp, link: Link) -> Done | Failed:
     try:
         if isinstance(task, WarmUp):
-            worker.warm_up(task.segmenter)
+            worker.warm_up(task.segmenter, exports=task.exports)
             return Done(None)
         return Done(worker.work_on(task, link))
     except VPLabError as error:
