@@ -3,9 +3,10 @@
 ``python tests/bench/tuning_recipe.py --out recipe.json`` tunes the shipped nano decoder in this process, without
 services, and tests it as serving uses it: a box, one click, and softmatch with the tuning images as references. A
 measurement of the same models that is in the file is not made again; killed at any moment, the same command goes on.
-``--part choices`` compares ways of training, ``methods`` the methods as they ship, ``--set technical`` verifies what
-``development`` chose. ``--readme`` writes the tables into the README of vplab.training.tuning, ``--tables-only``
-measures nothing. What was measured of earlier models is not shown, but for ``trials``, whose code is no more either.
+``--part choices`` compares ways of training, ``methods`` the methods as they ship, ``longer`` what more steps do
+without early stopping; ``--set technical`` verifies what ``development`` chose. ``--readme`` writes the tables into the
+README of vplab.training.tuning, ``--tables-only`` measures nothing. What was measured of earlier models is not shown,
+but for ``trials``, whose code is no more either.
 """
 
 import argparse
@@ -74,13 +75,23 @@ CHOICES = {
     "HQ mask trained alone": Choice("hq_token", spec=HqTokenSpec(trained_mask="alone")),
 }
 METHODS = ("e_peft", "lora", "ia3", "prompt_tokens", "image_context", "hq_token", "full_decoder")
+STEPS = (30, 90, 270)
+PARTS: dict[str, Mapping[str, Choice]] = {
+    "choices": CHOICES,
+    "methods": {method: Choice(method) for method in METHODS},
+    "longer": {
+        f"{method} {steps}": Choice(method, options={"num_steps": steps})
+        for method in ("e_peft", "lora", "full_decoder")
+        for steps in STEPS
+    },
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="keeps embeddings; beside --out unless said")
-    parser.add_argument("--part", choices=("choices", "methods"), default="choices")
+    parser.add_argument("--part", choices=tuple(PARTS), default="choices")
     parser.add_argument("--set", choices=("development", "technical"), default="development", dest="task_set")
     parser.add_argument("--tasks", nargs="*", help="only these tasks")
     parser.add_argument("--only", nargs="*", help="only these choices or methods")
@@ -103,18 +114,17 @@ def main() -> None:
 
 
 def _measure_task(source: Source, cache: Path, arguments: argparse.Namespace) -> None:
-    jobs = METHODS if arguments.part == "methods" else tuple(CHOICES)
+    jobs = PARTS[arguments.part]
     task: Task | None = None
     for shots in arguments.shots:
         for seed in arguments.seeds:
-            for name in jobs:
+            for name, choice in jobs.items():
                 key = f"{arguments.part}|{name}|{source.name}|{shots}|{seed}"
                 if (arguments.only and name not in arguments.only) or _is_of_these_models(
                     _read(arguments.out).get(key)
                 ):
                     continue
                 task = task or Task.of(source, cache)
-                choice = CHOICES[name] if arguments.part == "choices" else Choice(name)
                 before = _before(task, shots, seed, _read(arguments.out))
                 found = {"before": before} | _tuned(task, choice, shots, seed, stops_early=arguments.part == "methods")
                 _write(arguments.out, key, found | {"set": arguments.task_set, "models": digests(), "commit": COMMIT})

@@ -70,8 +70,19 @@ def claim(what: str, checkpoint: Checkpoint | None = None) -> Claim:
 
 
 @pytest.fixture
-async def executor() -> AsyncIterator[LocalExecutor]:
-    made = LocalExecutor([SETTINGS], silence_s=60.0)
+def graphs(tmp_path: Path) -> Path:
+    (tmp_path / "graphs").mkdir()
+    return tmp_path / "graphs"
+
+
+def exporters(graphs: Path) -> set[int]:
+    """Return the processes that exported."""
+    return {int(path.stem) for path in graphs.iterdir() if path.stem.isdigit()}
+
+
+@pytest.fixture
+async def executor(graphs: Path) -> AsyncIterator[LocalExecutor]:
+    made = LocalExecutor([dataclasses.replace(SETTINGS, graph_dir=graphs)], silence_s=60.0)
     yield made
     await made.close()
     assert made.pids == []
@@ -149,27 +160,35 @@ async def test_a_worker_can_be_warm_before_its_first_job(executor: LocalExecutor
     (pid,) = executor.pids
     await executor.warm_up("not there")
     assert executor.pids == [pid]
-    found = (await executor.run(claim("fine"), Reports())).metrics
-    assert (found["pid"], found["num_warm_ups"], found["has_exported"]) == (pid, 4, 1)
+    assert (await executor.run(claim("fine"), Reports())).metrics["pid"] == pid
 
 
 async def test_a_warm_up_tries_again_while_the_registry_starts(
-    executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+    executor: LocalExecutor, graphs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (graphs / "earlier.onnx").touch()
     monkeypatch.setattr(local_executor, "_WARM_UP_PAUSE_S", 0.01)
     await executor.warm_up("there later")
-    found = (await executor.run(claim("fine"), Reports())).metrics
-    assert (found["num_warm_ups"], found["has_exported"]) == (4, 1)
+    assert (await executor.run(claim("fine"), Reports())).metrics["num_warm_ups"] == 4
+    assert exporters(graphs) == set(executor.pids)
 
 
-async def test_a_job_does_not_wait_for_the_export_of_a_warm_up(executor: LocalExecutor) -> None:
+async def test_a_job_does_not_wait_for_the_export_of_a_warm_up(executor: LocalExecutor, graphs: Path) -> None:
+    (graphs / "earlier.onnx").touch()
     warming = asyncio.create_task(executor.warm_up("there"))
     while not executor.pids:
         await asyncio.sleep(0.001)
-    found = (await executor.run(claim("fine"), Reports())).metrics
-    assert (found["num_warm_ups"], found["has_exported"]) == (1, 0)
+    assert (await executor.run(claim("fine"), Reports())).metrics["num_warm_ups"] == 1
     await warming
-    assert (await executor.run(claim("fine"), Reports())).metrics["has_exported"] == 1
+    assert exporters(graphs) == set(executor.pids)
+
+
+async def test_the_first_graph_is_exported_beside_the_worker(executor: LocalExecutor, graphs: Path) -> None:
+    await executor.warm_up("there")
+    (exporter,) = exporters(graphs)
+    assert exporter not in executor.pids
+    assert not psutil.pid_exists(exporter)
+    assert (await executor.run(claim("fine"), Reports())).metrics["num_warm_ups"] == 1
 
 
 async def test_a_worker_with_nothing_to_do_leaves() -> None:

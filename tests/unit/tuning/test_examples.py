@@ -6,7 +6,7 @@ import pytest
 from fakes.tiny_tuning import SEGMENTER, SIDE, disc, discs, examples_of, view_of
 from vplab.errors import InvalidInput
 from vplab.training.tuning import examples
-from vplab.training.tuning.examples import mask_in_frame, pieces_in_frame
+from vplab.training.tuning.examples import build_examples, mask_in_frame, pieces_in_frame
 from vplab.vision.matching import build_class_bank
 from vplab.vision.preprocessing import FrameTransform
 
@@ -80,6 +80,15 @@ def test_proposals_find_the_object_by_the_other_images():
         x, y = example.proposals[1].points_xy[0].astype(int)
         assert example.masks[1][y, x]
         assert example.proposals[1].similarity.shape == SEGMENTER.low_res_hw
+
+
+def test_threads_change_nothing():
+    views = discs(6)
+    alone, shared = (build_examples(views, [1], SEGMENTER, num_threads=count) for count in (1, 3))
+    for one, other in zip(alone, shared, strict=True):
+        assert one.image_index == other.image_index
+        assert np.array_equal(one.proposals[1].points_xy, other.proposals[1].points_xy)
+        assert np.array_equal(one.proposals[1].similarity, other.proposals[1].similarity)
 
 
 def test_what_looks_like_the_class_and_is_not_is_proposed():

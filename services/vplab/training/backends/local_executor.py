@@ -85,9 +85,19 @@ class LocalExecutor:
         A job that comes meanwhile waits for the loading and not for the export, which it may not need. What fails is
         tried again by the first job.
         """
-        await asyncio.gather(*(_warm(worker, WarmUp(segmenter)) for worker in self._workers))
-        for worker in self._workers:  # in turn: the first one exports, the others find the graph on the disk
-            await _warm(worker, WarmUp(segmenter, exports=True))
+        first = self._workers[0]
+        loading = asyncio.gather(*(_warm(worker, WarmUp(segmenter)) for worker in self._workers))
+        export = WarmUp(segmenter, exports=True)
+        if any(first.settings.graphs.glob("*")):  # it is most likely there, and need not be exported
+            await loading
+            await _warm(first, export)
+            return
+        # The first start here: in a process of its own, for a job may need both the worker and the graph soon.
+        exporter = _Worker(first.settings, first.silence_s, None)
+        try:
+            await asyncio.gather(loading, _warm(exporter, export))
+        finally:
+            await exporter.end("idle")
 
     async def close(self) -> None:
         """End all processes."""

@@ -5,6 +5,7 @@ reference; a single image refers to itself.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -27,16 +28,20 @@ _MAX_GROWTH = 2
 
 
 def build_examples(
-    views: Sequence[EmbeddedView], class_ids: Sequence[int], segmenter: SegmenterSpec, matcher: str = "softmatch"
+    views: Sequence[EmbeddedView],
+    class_ids: Sequence[int],
+    segmenter: SegmenterSpec,
+    matcher: str = "softmatch",
+    num_threads: int = 1,
 ) -> list[TuningExample]:
-    """Prepare views for training, in their order.
+    """Prepare views for training, in their order. num_threads: of the matching; the result does not depend on it.
 
     Raises InvalidInput where there is no view, no mask of any class, an embedding or a mask of another size than the
     segmenter or the view asks for, a class that the job does not have, or an image without its original view.
     """
     _check(views, class_ids, segmenter)
     originals = [view for view in views if view.is_original]
-    proposals = {c: _class_proposals(views, originals, c, segmenter, matcher) for c in class_ids}
+    proposals = {c: _class_proposals(views, originals, c, segmenter, matcher, num_threads) for c in class_ids}
     return [
         _example(view, class_ids, {c: p for c in class_ids if (p := proposals[c][i]) is not None}, segmenter)
         for i, view in enumerate(views)
@@ -131,19 +136,25 @@ def _class_proposals(
     class_id: int,
     segmenter: SegmenterSpec,
     matcher: str,
+    num_threads: int,
 ) -> list[ClassProposals | None]:
-    banks: dict[tuple[int, ...], ClassBank | None] = {}
-    found: list[ClassProposals | None] = []
     showing = [v for v in originals if v.patches is not None and class_id in v.masks and v.masks[class_id].any()]
     showing.sort(key=lambda v: v.image_index)
-    for view in views:
-        references = _references_of(view.image_index, showing)
-        key = tuple(reference.image_index for reference in references)
-        if key not in banks:
-            banks[key] = _bank(references, class_id)
-        bank = banks[key]
-        found.append(None if bank is None else _propose(bank, view, segmenter, matcher))
-    return found
+    with_bank: dict[tuple[int, ...], list[int]] = {}
+    """Views by the images that their references are of."""
+    for index, view in enumerate(views):
+        key = tuple(reference.image_index for reference in _references_of(view.image_index, showing))
+        with_bank.setdefault(key, []).append(index)
+
+    def propose(indices: Sequence[int]) -> dict[int, ClassProposals | None]:
+        bank = _bank(_references_of(views[indices[0]].image_index, showing), class_id)
+        return {i: None if bank is None else _propose(bank, views[i], segmenter, matcher) for i in indices}
+
+    found: dict[int, ClassProposals | None] = {}
+    with ThreadPoolExecutor(num_threads) as threads:
+        for some in threads.map(propose, with_bank.values()):
+            found |= some
+    return [found[index] for index in range(len(views))]
 
 
 def _references_of(image_index: int, showing: Sequence[EmbeddedView]) -> list[EmbeddedView]:

@@ -68,7 +68,7 @@ class TuningWorker:
         self._settings = settings
         self._loop = asyncio.Runner()
         self._bases: OrderedDict[str, PromptDecoder] = OrderedDict()
-        self._templates = GraphTemplates(settings.graph_dir or settings.cache_dir / "graphs")
+        self._templates = GraphTemplates(settings.graphs)
 
     def warm_up(self, segmenter: str, *, exports: bool) -> None:
         """Load a segmenter, and have the graph of the default method's adapters exported, once for all jobs."""
@@ -207,7 +207,8 @@ class _Work:
         """Return the trained adapter beside its decoder, what it was trained on, and how well it went."""
         plan = self._claim.job.plan
         with self.watch.measured("train_proposals"):
-            examples = build_examples(views, inputs.class_ids, inputs.segmenter_spec, inputs.matcher)
+            threads = self._settings.num_threads
+            examples = build_examples(views, inputs.class_ids, inputs.segmenter_spec, inputs.matcher, threads)
         self.alive()
         spec = adapter_spec(plan.method, plan.options, inputs.image_encoder.spec.early_channels)
         adapted = adapt(base, spec, seed=options.seed)

@@ -36,6 +36,11 @@ class WorkerSettings:
     log_level: str = "info"
     log_format: str = "auto"
 
+    @property
+    def graphs(self) -> Path:
+        """Folder of the exported graphs that adapters' weights are put into; there once the first one is."""
+        return self.graph_dir or self.cache_dir / "graphs"
+
 
 @dataclass(frozen=True)
 class WarmUp:
