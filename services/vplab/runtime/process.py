@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import structlog
 
@@ -16,6 +16,10 @@ from vplab.runtime.device_queue import open_queues
 from vplab.runtime.logs import configure_logging
 from vplab.runtime.server import StartError
 from vplab.runtime.settings import Settings, SettingsError, load_settings, unknown_variables
+
+_SWITCH_INTERVAL_S: Final = 1e-4
+"""How long a thread that holds the interpreter keeps another waiting. Python's own 5 ms are a third of a click, which
+waits for the interpreter whenever its graph has run."""
 
 _log = structlog.get_logger(__name__)
 
@@ -41,12 +45,23 @@ def run_service(service: str, config_type: type[Settings], start: Callable[[Sett
     sys.exit(code)
 
 
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes uvloop's loop, on which a call costs less, and None for asyncio's own where there is none."""
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
 def _run(start: Callable[[Settings], Awaitable[None]], config: Settings) -> int:
     async def main() -> None:
         await start(config)
 
     try:
-        asyncio.run(main())
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(main())
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
