@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 # Weight of the newest run in the moving average: a tenfold change is followed to within 10 % in about eight runs.
 _NEWEST_WEIGHT: Final = 0.25
-_BATCHES_LEFT: Final = 4
+_BATCHES_LEFT: Final = 2
 _MAX_KEYS: Final = 1024
 _SLACK: Final = 64
 _RETRY_RANGE_S: Final = (0.05, 30.0)
@@ -81,7 +81,7 @@ class DeviceQueue(Generic[Item, Result]):
     the same order; a result that is an Exception instance is raised for its item alone, an exception raised by ``run``
     for all of them. A batch that is not full waits until its first item is ``max_wait_s`` old. ``capacity`` bounds the
     items that wait. ``num_threads`` is how many batches run at a time, for a ``run`` that may be called so; none takes
-    more than a quarter of its share of what waits, so that the others, and it itself afterwards, have something to do.
+    more than half of its share of what waits, so that the others, and it itself afterwards, have something to do.
 
     ``num_background_threads``: the class BATCH gets a queue and threads of its own, which give way to everything else
     on the machine. For a CPU: nobody has to wait there for a run of BATCH to end, in this process or another.
@@ -297,7 +297,7 @@ class DeviceQueue(Generic[Item, Result]):
         first = waiting.first()
         assert first is not None, "the class has something that waits"
         # One thread takes what there is. Of several that each do a batch as slowly as its items one by one, a batch of
-        # b items delays its first by b - 1 runs; with a quarter of a thread's share that is a quarter of its wait.
+        # b items delays its first by b - 1 runs; with half of a thread's share that is half of its wait.
         num_threads = len(self._threads)
         share = len(waiting) if num_threads == 1 else max(1, len(waiting) // (_BATCHES_LEFT * num_threads))
         most = min(self._max_batch_size, share)

@@ -204,7 +204,7 @@ async def test_a_thread_is_at_work_for_the_whole_of_its_run():
     assert alone == [(1, False), (2, True)]
 
 
-@pytest.mark.parametrize(("num_waiting", "size"), [(1, 1), (7, 1), (16, 2), (24, 3), (80, 4)])
+@pytest.mark.parametrize(("num_waiting", "size"), [(1, 1), (7, 1), (8, 2), (12, 3), (80, 4)])
 async def test_a_batch_of_several_threads_is_a_small_part_of_what_waits(num_waiting, size):
     device = Device()
     async with open_queue(device, num_threads=2, max_batch_size=4, capacity=100) as queue:
