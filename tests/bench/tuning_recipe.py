@@ -189,6 +189,10 @@ def tables(found: Mapping[str, Any]) -> str:
             parts.append(f"**{title}, {shots} shot{'s' if shots != '1' else ''}**\n\n{_table(shared)}")
             if part == "methods":
                 parts.append(_by_task([row for row in of_shots if row[1] == "e_peft"]))
+    longer = [row for row in rows if row[0] == "longer"]
+    if longer:
+        title = "More steps without early stopping, technical tasks, 5 shots"
+        parts.append(f"**{title}**\n\n{_longer(_shared(longer))}")
     trials = [row for row in rows if row[0] == "trials"]
     if trials:
         title = "On the way: gain of box / click / softmatch, five shots, all steps, seed 0"
@@ -198,6 +202,24 @@ def tables(found: Mapping[str, Any]) -> str:
         models = ", ".join(f"{name} {digest}" for name, digest in digests().items())
         parts.append(f"All but what was on the way: {models}; commit {', '.join(commits)}.")
     return "\n\n".join(parts)
+
+
+def _longer(rows: Sequence[tuple[Any, ...]]) -> str:
+    """Return a row for each method and number of steps."""
+    lines = [
+        "| | steps | tasks x seeds | box | click | softmatch | mean | against e_peft | against 30 steps |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    rows = sorted(rows, key=lambda row: (row[2], row[4]))  # so that gains of two ways stand side by side
+    gains = {name: [_gain(row[-1]) for row in rows if row[1] == name] for name in PARTS["longer"]}
+    for name, found in gains.items():
+        method, steps = name.split()
+        mean = np.mean(found, axis=0)
+        others = [f"e_peft {steps}", f"{method} {STEPS[0]}"]
+        cells = [f"{value:+.1f}" for value in (*mean, mean.mean())]
+        cells += ["" if other == name else _against(gains[other], found) for other in others]
+        lines.append(f"| {method} | {steps} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _trials(rows: Sequence[tuple[Any, ...]]) -> str:
