@@ -205,20 +205,22 @@ def tables(found: Mapping[str, Any]) -> str:
 
 
 def _longer(rows: Sequence[tuple[Any, ...]]) -> str:
-    """Return a row for each method and number of steps."""
-    lines = [
-        "| | steps | tasks x seeds | box | click | softmatch | mean | against e_peft | against 30 steps |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    """Return a row for each method and number of steps: means by kind of prompt, by task, and paired differences."""
     rows = sorted(rows, key=lambda row: (row[2], row[4]))  # so that gains of two ways stand side by side
+    tasks = list(dict.fromkeys(row[2] for row in rows))
+    columns = ["steps", *KINDS, "mean", *tasks, "against e_peft", f"against {STEPS[0]} steps"]
+    lines = [f"| | {' | '.join(columns)} |", "|---" + "|--:" * len(columns) + "|"]
     gains = {name: [_gain(row[-1]) for row in rows if row[1] == name] for name in PARTS["longer"]}
     for name, found in gains.items():
         method, steps = name.split()
-        mean = np.mean(found, axis=0)
+        of_tasks = [[_gain(row[-1]) for row in rows if row[1] == name and row[2] == task] for task in tasks]
+        means = [*np.mean(found, axis=0), np.mean(found), *map(np.mean, of_tasks)]
         others = [f"e_peft {steps}", f"{method} {STEPS[0]}"]
-        cells = [f"{value:+.1f}" for value in (*mean, mean.mean())]
-        cells += ["" if other == name else _against(gains[other], found) for other in others]
-        lines.append(f"| {method} | {steps} | {len(found)} | {' | '.join(cells)} |")
+        cells = [
+            *(f"{value:+.1f}" for value in means),
+            *("" if o == name else _against(gains[o], found) for o in others),
+        ]
+        lines.append(f"| {method} | {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
