@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import structlog
 
@@ -17,15 +17,22 @@ from vplab.runtime.logs import configure_logging
 from vplab.runtime.server import StartError
 from vplab.runtime.settings import Settings, SettingsError, load_settings, unknown_variables
 
-_SWITCH_INTERVAL_S: Final = 1e-4
-"""How long a thread that holds the interpreter keeps another waiting. Python's own 5 ms are a third of a click, which
-waits for the interpreter whenever its graph has run."""
-
 _log = structlog.get_logger(__name__)
 
 
-def run_service(service: str, config_type: type[Settings], start: Callable[[Settings], Awaitable[None]]) -> NoReturn:
-    """Read the settings, run ``start`` until it returns, and exit. The last call of a ``__main__``."""
+def run_service(
+    service: str,
+    config_type: type[Settings],
+    start: Callable[[Settings], Awaitable[None]],
+    *,
+    switch_interval_s: float | None = None,
+) -> NoReturn:
+    """Read the settings, run ``start`` until it returns, and exit. The last call of a ``__main__``.
+
+    switch_interval_s: how long a thread may hold the interpreter while another waits for it; None is Python's own 5 ms.
+    """
+    if switch_interval_s is not None:
+        sys.setswitchinterval(switch_interval_s)
     try:
         config = load_settings(config_type)
     except SettingsError as error:
@@ -59,7 +66,6 @@ def _run(start: Callable[[Settings], Awaitable[None]], config: Settings) -> int:
         await start(config)
 
     try:
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(main())
     except SettingsError as error:

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 from report import BARE, growth_of, summary_of, tables_of
-from servers import ROOT, SERVERS, Form, Server, cpu_seconds, digest_of, free_port
+from servers import ROOT, SERVERS, Form, Server, cpu_seconds, digest_of, free_port, suspended
 from work import Click, Mask, Work
 
 from vplab.bench.generators import Generators
@@ -128,18 +128,18 @@ class Comparison:
     ) -> None:
         """Measure every server and the bare loop within half a minute, at each concurrency, in every round.
 
-        All of them run all the time, and all but one are idle: what the machine does besides changes within minutes.
+        All of them run all the time, but all that are not measured are stopped: what the machine does besides changes
+        within minutes, and some servers poll a core away while nobody asks them.
         """
         for number in range(self._arguments.rounds):
             for concurrency in concurrencies:
                 slot = {"round": number, "slot": concurrency}
-                rows = [loop.measure(work) for loop in bare]
+                with suspended([one.process for one in running]):
+                    rows = [loop.measure(work) for loop in bare]
                 for one in running:
-                    others = [other.process for other in running if other is not one]
-                    cpu_s, began = sum(map(cpu_seconds, others)), time.monotonic()
-                    row = one.measure(concurrency, self._arguments.seconds, self._arguments.warm_up)
-                    idle_share = (sum(map(cpu_seconds, others)) - cpu_s) / (time.monotonic() - began)
-                    rows.append({**row, "work": work, "idle_servers_share": idle_share})
+                    with suspended([other.process for other in running if other is not one]):
+                        row = one.measure(concurrency, self._arguments.seconds, self._arguments.warm_up)
+                    rows.append({**row, "work": work})
                     show(rows[-1])
                 self._report["rows"] += [{**row, **slot} for row in rows]
                 self._path.write_text(json.dumps(self._report, indent=1) + "\n")

@@ -316,6 +316,21 @@ def cpu_seconds(process: psutil.Process) -> float:
     return total
 
 
+@contextmanager
+def suspended(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """Stop servers with all that they started, so that none takes a core while another is measured."""
+    family = [one for process in processes for one in (process, *process.children(recursive=True))]
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            one.suspend()
+    try:
+        yield
+    finally:
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.resume()
+
+
 async def _ask(target: Target, body: bytes) -> bytes:
     connection = await target.open()
     try:

@@ -3,6 +3,9 @@
 import argparse
 import asyncio
 import importlib
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -10,8 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
+from fakes.vplab_command import wait_for
 from vplab.bench.pictures import make_pictures
 from vplab.bench.ports import CallFailed
 
@@ -285,3 +290,16 @@ async def test_a_server_that_never_answers_is_a_missed_deadline(load: Load) -> N
         with pytest.raises(CallFailed, match="DEADLINE_EXCEEDED"):
             await connection.send(b"", 0.2)
         never.set()
+
+
+def test_servers_that_are_not_measured_stand_still(load: Load) -> None:
+    nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    with psutil.Popen([sys.executable, "-c", nested], start_new_session=True) as server:
+        try:
+            wait_for(lambda: bool(server.children()))
+            (polling,) = server.children()
+            with load("servers").suspended([server]):
+                assert {server.status(), polling.status()} == {psutil.STATUS_STOPPED}
+            assert psutil.STATUS_STOPPED not in {server.status(), polling.status()}
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
