@@ -299,7 +299,7 @@ def test_servers_that_are_not_measured_stand_still(load: Load) -> None:
             wait_for(lambda: bool(server.children()))
             (polling,) = server.children()
             with load("servers").suspended([server]):
-                assert {server.status(), polling.status()} == {psutil.STATUS_STOPPED}
-            assert psutil.STATUS_STOPPED not in {server.status(), polling.status()}
+                wait_for(lambda: {server.status(), polling.status()} == {psutil.STATUS_STOPPED})
+            wait_for(lambda: psutil.STATUS_STOPPED not in {server.status(), polling.status()})
         finally:
             os.killpg(server.pid, signal.SIGKILL)
