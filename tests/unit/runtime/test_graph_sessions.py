@@ -129,7 +129,8 @@ def test_versions_that_come_and_go_leave_no_memory_behind(tmp_path: Path):
             session.run(None, {"x": np.ones((batch, side), np.float32)})
         del sessions, session
         sizes.append(resident_memory_bytes())
-    assert max(sizes[-6:]) - max(sizes[6:12]) < 15e6
+    # The allocator may keep the place of one more copy of the weights; a leak would be of eighteen.
+    assert max(sizes[-6:]) - max(sizes[6:12]) < 2 * weights.ByteSize()
 
 
 def test_one_core_or_a_gpu_serves_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch):
