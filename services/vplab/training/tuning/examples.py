@@ -140,19 +140,21 @@ def _class_proposals(
 ) -> list[ClassProposals | None]:
     showing = [v for v in originals if v.patches is not None and class_id in v.masks and v.masks[class_id].any()]
     showing.sort(key=lambda v: v.image_index)
-    with_bank: dict[tuple[int, ...], list[int]] = {}
-    """Views by the images that their references are of."""
+    # Views with the same references share a bank, and a thread.
+    groups: dict[tuple[int, ...], tuple[list[EmbeddedView], list[int]]] = {}
     for index, view in enumerate(views):
-        key = tuple(reference.image_index for reference in _references_of(view.image_index, showing))
-        with_bank.setdefault(key, []).append(index)
+        references = _references_of(view.image_index, showing)
+        key = tuple(reference.image_index for reference in references)
+        groups.setdefault(key, (references, []))[1].append(index)
 
-    def propose(indices: Sequence[int]) -> dict[int, ClassProposals | None]:
-        bank = _bank(_references_of(views[indices[0]].image_index, showing), class_id)
-        return {i: None if bank is None else _propose(bank, views[i], segmenter, matcher) for i in indices}
+    def propose(group: tuple[list[EmbeddedView], list[int]]) -> dict[int, ClassProposals | None]:
+        references, members = group
+        bank = _bank(references, class_id)
+        return {i: None if bank is None else _propose(bank, views[i], segmenter, matcher) for i in members}
 
     found: dict[int, ClassProposals | None] = {}
     with ThreadPoolExecutor(num_threads) as threads:
-        for some in threads.map(propose, with_bank.values()):
+        for some in threads.map(propose, groups.values()):
             found |= some
     return [found[index] for index in range(len(views))]
 
