@@ -14,6 +14,7 @@ LEAST_SHARE = {"click": 0.90, "embed": 0.95}
 MOST_BESIDE = 2.0
 CHANCE = 0.05
 """Of two equal servers one is called ahead in so many of all comparisons at most."""
+_PARTS = {"servers": "The servers", "beside": "Clicks beside a precompute job", "growth": "How costs grow"}
 _TITLES = {"click": "Clicks on embedded images", "embed": "Images to embedding, decoding included"}
 
 Row = dict[str, Any]
@@ -186,14 +187,21 @@ def standings_table(rows: Sequence[Row]) -> str:
 
 
 def made_by(report: Row, parts: Sequence[str]) -> str:
-    """Return the machine, the commits and the settings of some parts."""
-    settings = report["settings"]
-    callers = ", ".join(map(str, settings["concurrency"]))
-    by_part = [report["made"][part] for part in parts if part in report["made"]]
-    made = "; ".join(sorted({f"{made['machine']}, commit {made['commit']}" for made in by_part}))
+    """Return the machine, the commit and the settings of some parts; each in a line of its own where they differ."""
+    by_text: dict[str, list[str]] = {}
+    for part in parts:
+        if made := report["made"].get(part):
+            by_text.setdefault(_made_text(made), []).append(_PARTS[part])
+    if len(by_text) == 1:
+        return next(iter(by_text))
+    return "\n\n".join(f"{' and '.join(titles)}: {text}" for text, titles in by_text.items())
+
+
+def _made_text(made: Row) -> str:
+    settings = made["settings"]
     return (
-        f"{made}. Nano models, {settings['images']} images of {settings['side']} pixels; {callers} calls at a time, "
-        f"{settings['seconds']:g} s for each step, medians of {settings['rounds']} rounds."
+        f"{made['machine']}, commit {made['commit']}. Nano models, {settings['images']} images of {settings['side']} "
+        f"pixels; {settings['seconds']:g} s for each step, medians of {settings['rounds']} rounds."
     )
 
 

@@ -47,13 +47,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server of the moment is ended too
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "peers.json"
+    report: Row = {"trials": [], "rows": [], "beside": [], "growth": [], "made": {}}
+    if path.exists():  # parts that are not measured now stay as an earlier run found and made them
+        report |= json.loads(path.read_text())
     settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
-    report: Row = {"settings": settings, "trials": [], "rows": [], "beside": [], "growth": [], "made": {}}
-    if path.exists():  # parts that are not measured now stay as an earlier run found them
-        report = {**json.loads(path.read_text()), "settings": settings}
     made = describe_software()
     for part in arguments.parts:
-        report["made"][part] = made
+        report["made"][part] = made | {"settings": settings | {"seconds": seconds_of(part, arguments)}}
         if part == "servers":
             report |= {"rows": [], "trials": []}
             Comparison(arguments, report, path).run()
@@ -285,9 +285,7 @@ def bench(part: str, arguments: argparse.Namespace) -> list[Row]:
     folder = arguments.out / part
     what = ["--beside", "precompute"] if part == "beside" else ["--growth", "all"]
     command = [sys.executable, "-m", "vplab.cli.main", "bench", "--out", str(folder), *what]
-    # A p95 of few clicks is the worst of them; five a second are few.
-    seconds = arguments.seconds * (3 if part == "beside" else 1)
-    command += ["--seconds", str(seconds), "--warm-up", str(arguments.warm_up)]
+    command += ["--seconds", str(seconds_of(part, arguments)), "--warm-up", str(arguments.warm_up)]
     command += ["--images", str(arguments.images), "--image-size", str(arguments.side)]
     command += ["--pairs", str(arguments.rounds)] if part == "beside" else []
     code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
@@ -295,6 +293,11 @@ def bench(part: str, arguments: argparse.Namespace) -> list[Row]:
         raise SystemExit(f"vplab bench {what[0]} ended with code {code}")
     rows: list[Row] = json.loads((folder / "bench.json").read_text())[part]
     return rows
+
+
+def seconds_of(part: str, arguments: argparse.Namespace) -> float:
+    """Return how long a step of a part takes: a p95 of few clicks is the worst of them, and five a second are few."""
+    return float(arguments.seconds * (3 if part == "beside" else 1))
 
 
 def show(row: Row) -> None:

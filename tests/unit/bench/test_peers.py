@@ -198,12 +198,22 @@ def test_the_table_says_form_concurrencies_and_rounds(load: Load) -> None:
     assert [line.split(" | ")[0:3] for line in lines] == [
         ["| bare loop", "2 threads x 1", "2"], ["| vplab", "2 threads x 1", "4"], ["| litserve", "2 threads x 1", "8"],
     ]  # fmt: skip
-    settings = {"concurrency": [1, 8], "images": 8, "side": 512, "seconds": 4.0, "rounds": 3}
-    commits = {part: {"machine": "m", "commit": part} for part in ("servers", "growth")}
-    made = load("report").made_by({"settings": settings, "made": commits}, ("servers", "beside"))
-    assert made.startswith("m, commit servers. ")
-    assert "1, 8 calls at a time" in made
-    assert "medians of 3 rounds" in made
+
+
+def test_parts_of_different_runs_say_each_how_it_was_measured(load: Load) -> None:
+    def made(commit: str, rounds: int) -> Any:
+        settings = {"images": 8, "side": 512, "seconds": 4.0, "rounds": rounds}
+        return {"machine": "m", "commit": commit, "settings": settings}
+
+    report = {"made": {"servers": made("a", 3), "beside": made("b", 9), "growth": made("a", 3)}}
+    alike = load("report").made_by(report, ("servers", "growth"))
+    assert alike.startswith("m, commit a. ")
+    assert "medians of 3 rounds" in alike
+    servers, beside = load("report").made_by(report, ("servers", "beside")).split("\n\n")
+    assert servers.startswith("The servers: m, commit a. ")
+    assert "medians of 3 rounds" in servers
+    assert beside.startswith("Clicks beside a precompute job: m, commit b. ")
+    assert "medians of 9 rounds" in beside
 
 
 def test_an_even_number_of_rounds_has_no_median_that_was_measured(load: Load) -> None:
