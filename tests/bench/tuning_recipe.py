@@ -51,6 +51,9 @@ class Choice:
 
 _UNIFORM = {"part_rates": ()}
 _PARTS = recipe("e_peft", 5).part_rates
+"""The first is the mask head's."""
+_FROZEN = 1e-9
+"""Factor on the rate of what shall stay as it is, since zero is refused."""
 CHOICES = {
     SHIPPED: Choice(),
     "one rate for all parts": Choice(options=_UNIFORM),
@@ -62,9 +65,10 @@ CHOICES = {
     "no proposals on background": Choice(constants={(prompting, "FALSE_SHARE"): 0.0}),
     "one view": Choice(options={"num_views": 1}),
     "16 prompts a step, half the steps": Choice(options={"batch_size": 16, "num_steps": 15}),
-    "mask head at a quarter of the rate": Choice(options={"part_rates": (("mask_head.", 0.25), *_PARTS)}),
+    "mask head at LoRA's rate": Choice(options={"part_rates": _PARTS[1:]}),
+    "mask head at a tenth of LoRA's rate": Choice(options={"part_rates": (("mask_head.", 0.1), *_PARTS[1:])}),
     "all parts beside LoRA at half their rates": Choice(
-        options={"part_rates": (("mask_head.", 0.5), *((part, factor / 2) for part, factor in _PARTS))}
+        options={"part_rates": tuple((part, factor / 2) for part, factor in _PARTS)}
     ),
     "without mask head": Choice(spec=EPeftSpec(mask_head=None)),
     "without image context": Choice(spec=EPeftSpec(image_context=None)),
@@ -72,6 +76,15 @@ CHOICES = {
     "without prompt tokens": Choice(spec=EPeftSpec(prompt_tokens=None)),
     "LoRA alone": Choice("lora"),
     "full tuning": Choice("full_decoder"),
+    **{
+        f"full tuning but for the {title}": Choice("full_decoder", options={"part_rates": ((part, _FROZEN),)})
+        for title, part in (
+            ("transformer", "transformer."),
+            ("upscaling", "output_upscaling."),
+            ("mask head", "output_hypernetworks_mlps."),
+            ("score head", "iou_prediction_head."),
+        )
+    },
     "HQ mask trained alone": Choice("hq_token", spec=HqTokenSpec(trained_mask="alone")),
 }
 METHODS = ("e_peft", "lora", "ia3", "prompt_tokens", "image_context", "hq_token", "full_decoder")
