@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 from accuracy import TASKS, Figure, Task, cell, chosen, goal, made_by, measure_all, measuring_parser, parse, shot_of
@@ -287,14 +287,22 @@ def mean_goal(found: Results, what: str, rival: str, number: str) -> str:
     if not values:
         return f"- not measured: {what}"
     word = "met" if values[0] > values[1] else "**not met**"
+    error = f" ± {100 * error:.1f}" if (error := error_over_sets(found, rival, number)) is not None else ""
     parts = []
     for step, title in STEPS.items():
         (mine, other), _ = over_sets(found, *(mean_of(marked(name, number, step)) for name in (OURS, rival)))
         parts.append(f"{title} {100 * mine:.1f} and {100 * other:.1f}")
     return (
         f"- {word}: {what}, mean of box and one click over {count} sets: {100 * values[0]:.1f} against "
-        f"{100 * values[1]:.1f} ({', '.join(parts)})"
+        f"{100 * values[1]:.1f}, {100 * (values[0] - values[1]):+.1f}{error} ({', '.join(parts)})"
     )
+
+
+def error_over_sets(found: Results, rival: str, number: str) -> float | None:
+    """Return the standard error over the sets of how far ours is ahead of a rival; None for less than two sets."""
+    pairs = [(both_steps(OURS, number)(results), both_steps(rival, number)(results)) for results in found.values()]
+    ahead = [mine - other for mine, other in pairs if mine is not None and other is not None]
+    return stdev(ahead) / len(ahead) ** 0.5 if len(ahead) > 1 else None
 
 
 def gain_goal(found: Results, method: str) -> str:

@@ -58,8 +58,8 @@ def test_goals_are_judged_by_the_mean_over_the_sets(adapters: ModuleType) -> Non
     found = named(adapters, polypgen=results(ours=0.7), crackforest=results(ours=0.4))
     lines = adapters.marked_goals(found).splitlines()[2:]
     assert lines[0] == (
-        "- met: e-peft above lora at five shots, mean of box and one click over 2 sets: 60.0 against 55.0 "
-        "(box 65.0 and 60.0, 1 click 55.0 and 50.0)"
+        "- met: e-peft above lora at five shots, mean of box and one click over 2 sets: 60.0 against 55.0, "
+        "+5.0 ± 15.0 (box 65.0 and 60.0, 1 click 55.0 and 50.0)"
     )
     assert [line.startswith("- met") for line in lines[:7]] == [True] * 7
     worse = named(adapters, polypgen=results(ours=0.6), crackforest=results(ours=0.3))
@@ -72,7 +72,7 @@ def test_a_set_without_one_of_two_methods_counts_for_neither(adapters: ModuleTyp
     found = named(adapters, polypgen=results(ours=0.4), crackforest=lacking)
     line = adapters.marked_goals(found).splitlines()[2]
     assert line.startswith("- **not met**: e-peft above lora")
-    assert "over 1 sets: 45.0 against 55.0" in line
+    assert "over 1 sets: 45.0 against 55.0, -10.0 (" in line, "one set tells nothing of the error"
 
 
 def test_the_gain_is_that_of_the_averages(adapters: ModuleType) -> None:
