@@ -32,6 +32,12 @@ def test_a_better_mask_has_less_loss():
     assert losses[0] > losses[1] > losses[2]
 
 
+def test_a_mask_that_is_right_gains_nothing_by_larger_logits():
+    target, iou = square(), torch.ones(1, 4)
+    right, larger = (loss_of(logits_like(target, strength), iou, target) for strength in (2.0, 8.0))
+    assert right <= larger
+
+
 def test_a_better_iou_prediction_has_less_loss():
     target = square()
     logits = logits_like(target, 6.0)  # all planes have an IoU of 1

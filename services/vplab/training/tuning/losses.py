@@ -19,6 +19,10 @@ UNCERTAIN_SHARE = 0.75
 """The rest is uniform; none are drawn on the object itself."""
 ENTROPY_WEIGHT = 0.2
 """Of the BCE beside the soft IoU."""
+STEEPNESS = 4.0
+"""What logits are multiplied by in the loss. The steeper the sigmoid, the nearer the soft IoU is to the IoU of the mask
+that is cut at zero, and the less there is to gain by logits that only grow. At 1 they tripled in size within thirty
+steps, and the colours and pixels whose say serving adds to them were no longer heard."""
 OVERLAP_STRIDE = 2
 """Input pixels over cells of the grid on which the soft IoU is taken, along each side."""
 OTHER_PLANES = 0.6
@@ -97,6 +101,7 @@ def tuning_loss(logits: Tensor, predicted_iou: Tensor, targets: Tensor, rng: tor
     A prompt with an empty target trains the IoU alone: its score falls, and serving drops it. Whether its mask should
     be trained to be empty as well was not measured apart.
     """
+    logits = STEEPNESS * logits
     points = sample_points(logits.detach(), round(POINT_SHARE * targets.shape[1] * targets.shape[2]), rng)
     losses = plane_losses(logits, targets, points)
     masks = losses[:, 0]
