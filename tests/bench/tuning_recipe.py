@@ -69,7 +69,7 @@ CHOICES = {
     "one view": Choice(options={"num_views": 1}),
     "16 prompts a step, half the steps": Choice(options={"batch_size": 16, "num_steps": 15}),
     "mask head at LoRA's rate": Choice(options={"part_rates": _PARTS[1:]}),
-    "mask head at a tenth of LoRA's rate": Choice(options={"part_rates": (("mask_head.", 0.1), *_PARTS[1:])}),
+    "mask head at a quarter of LoRA's rate": Choice(options={"part_rates": (("mask_head.", 0.25), *_PARTS[1:])}),
     "all parts beside LoRA at half their rates": Choice(
         options={"part_rates": tuple((part, factor / 2) for part, factor in _PARTS)}
     ),
