@@ -12,6 +12,7 @@ but for ``trials``, whose code is no more either.
 import argparse
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -148,9 +149,10 @@ def _measure_task(source: Source, cache: Path, arguments: argparse.Namespace) ->
 
 
 def _before(task: Task, shots: int, seed: int, measured: Mapping[str, Any]) -> dict[str, float]:
-    """Return what the base does, which is the same for all that is tried."""
+    """Return what the base does, which is the same for all that one commit tries."""
     for key, value in measured.items():
-        if key.split("|")[2:] == [task.name, str(shots), str(seed)] and _is_of_these_models(value):
+        is_same = key.split("|")[2:] == [task.name, str(shots), str(seed)] and value.get("commit") == COMMIT
+        if is_same and _is_of_these_models(value):
             before: dict[str, float] = value["before"]
             return before
     return measure(base()[0], task.tests, task.tuning_views(shots, 1, seed))
@@ -248,7 +250,7 @@ def _trials(rows: Sequence[tuple[Any, ...]]) -> str:
         for row in rows
     }
     lines = ["| | " + " | ".join(tasks) + " |", "|---|" + "--:|" * len(tasks)]
-    for label in sorted({row[1] for row in rows}):
+    for label in sorted({row[1] for row in rows}, key=lambda label: (int(re.split(r"\D", label)[0]), label)):
         lines.append(f"| {label} | " + " | ".join(cells.get((label, task), "") for task in tasks) + " |")
     return "\n".join(lines)
 
@@ -266,8 +268,8 @@ def _table(rows: Sequence[tuple[Any, ...]]) -> str:
     names = list(dict.fromkeys(row[1] for row in rows))
     ours = "e_peft" if "e_peft" in names else SHIPPED
     lines = [
-        f"| | tasks x seeds | box | click | softmatch | mean | against {ours} | better | worse | CPU s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"| | tasks x seeds | box | click | softmatch | mean | against {ours} | better | worse | logits | CPU s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     rows = sorted(rows, key=lambda row: (row[2], row[4]))  # so that gains of two methods stand side by side
     gains = {name: [_gain(row[-1]) for row in rows if row[1] == name] for name in names}
@@ -279,9 +281,17 @@ def _table(rows: Sequence[tuple[Any, ...]]) -> str:
             + " | ".join(f"{value:+.1f}" for value in (*mean, mean.mean()))
             + f" | {_against(gains[ours], gains[name]) if ours in names and name != ours else ''}"
             + f" | {int((cells.mean(axis=1) > CLEARLY).sum())} | {int((cells.mean(axis=1) < -CLEARLY).sum())}"
-            + f" | {cpu:.0f} |"
+            + f" | {_growth([row[-1] for row in rows if row[1] == name])} | {cpu:.0f} |"
         )
     return "\n".join(lines)
+
+
+def _growth(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many times larger logits became, the geometric mean; empty where it was not looked at."""
+    if not all("logit_size" in one["after"] and "logit_size" in one["before"] for one in found):
+        return ""
+    ratios = [one["after"]["logit_size"] / one["before"]["logit_size"] for one in found]
+    return f"x {np.exp(np.mean(np.log(ratios))):.1f}"
 
 
 def _against(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> str:

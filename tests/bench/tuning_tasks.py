@@ -206,6 +206,8 @@ class ServedDecoder:
         assert colours is not None
         self._colours = colours
         self._decoder, self._view = decoder, view
+        self.logit_sizes: list[float] = []
+        """Mean absolute logit of each plane that ``mask`` was given."""
         self._embedding = torch.from_numpy(view.embedding.astype(np.float32))[None]
 
     def sharpen(self, tile: int, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -213,6 +215,7 @@ class ServedDecoder:
 
     def mask(self, logits: NDArray[np.float32], prompt: ObjectPrompt) -> NDArray[np.bool_]:
         """Return the mask (H, W) of one plane's logits (h, w)."""
+        self.logit_sizes.append(float(np.abs(logits).mean()))
         return final_mask(logits, prompt, self.transform(0), self.spec, self._colours)
 
     def transform(self, tile: int) -> FrameTransform:
@@ -240,10 +243,14 @@ def measure(
     references: Sequence[EmbeddedView],
     num_matched: int = NUM_MATCHED,
 ) -> dict[str, float]:
-    """Return the mean IoU over test images, in per cent: of boxes, of clicks, and of softmatch with the references."""
+    """Return the mean IoU over test images, in per cent: of boxes, of clicks, and of softmatch with the references.
+
+    ``logit_size`` is the mean absolute logit of the masks of boxes and clicks.
+    """
     spec = base()[1]
     bank = build_class_bank([ClassReference(v.patches, v.masks[1], i) for i, v in enumerate(references) if v.patches])
     found: dict[str, list[float]] = {"box": [], "click": [], "match": []}
+    logit_sizes: list[float] = []
     for index, view in enumerate(tests):
         served = ServedDecoder(decoder, spec, view)
         pieces = _pieces(view.masks[1])
@@ -251,7 +258,9 @@ def measure(
             found[name].append(float(np.mean([_iou(ask(served, piece), piece) for piece in pieces])))
         if index < num_matched:
             found["match"].append(_iou(_matched(served, view, bank), view.masks[1]))
-    return {name: 100 * float(np.mean(values)) for name, values in found.items()}
+        logit_sizes += served.logit_sizes
+    ious = {name: 100 * float(np.mean(values)) for name, values in found.items()}
+    return ious | {"logit_size": float(np.mean(logit_sizes))}
 
 
 def _boxed(served: ServedDecoder, piece: NDArray[np.bool_]) -> NDArray[np.bool_]:

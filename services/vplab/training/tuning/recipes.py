@@ -27,8 +27,8 @@ _PART_RATES = {
     "prompt_tokens": ((".gate", 2.0),),
 }
 """Factors within a method. Each part of E-PEFT is trained at the rate that it has alone, and a gate faster than the
-tokens behind it, which learn nothing while it is shut. The mask head has half of LoRA's rate: at all of it matching lost
-what references had taught it, at a quarter clicks gained less."""
+tokens behind it, which learn nothing while it is shut. The mask head has half of LoRA's rate: at all of it matching
+lost what references had taught it, at a quarter clicks gained less."""
 
 
 def recipe(method: str, num_images: int) -> TuningOptions:
