@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnx import NodeProto
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
 from vplab.errors import FailedPrecondition, VPLabError
@@ -20,6 +21,7 @@ from vplab.training.models.graph_constants import Arrays, GraphConstants
 from vplab.vision.sam.build import DECODER_NUM_HEADS
 from vplab.vision.sam.onnx_decoder import INPUT_NAMES, OUTPUT_NAMES, PromptDecoder
 from vplab.vision.sam.state_dict import load_strict, num_children, prefixed, shape_of
+from vplab.vision.sam.upscaling import STEP, convolution_weight
 from vplab.vision.specs import SegmenterSpec
 
 _PROMPT, _MASK = "prompt_encoder.", "mask_decoder."
@@ -29,6 +31,7 @@ _POINT_ROWS: Final = (
 )
 _NORMS: Final = (f"{_PROMPT}mask_downscaling.1", f"{_PROMPT}mask_downscaling.4", f"{_MASK}output_upscaling.1")
 """The normalisations over channels, in the order of the graph."""
+_UPSCALING_NORM: Final = f"{_NORMS[-1]}.weight"
 _TOLERANCE: Final = 1e-3
 
 
@@ -59,6 +62,7 @@ class _Graph(GraphConstants):
             **named,
             **dict(self._linear_weights()),
             **dict(self._norms()),
+            **self._upscaling(),
             **self._point_embeddings(),
             **self._output_tokens(),
             f"{_PROMPT}no_mask_embed.weight": self._used_by("Where", 4).reshape(1, -1),
@@ -76,9 +80,53 @@ class _Graph(GraphConstants):
                 yield bias.removesuffix("bias") + "weight", np.ascontiguousarray(weight)
 
     def _norms(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        for name, (scale, offset) in zip(_NORMS, self.channel_norms(), strict=True):
+        found = list(self.channel_norms())
+        names = _NORMS if self._convolves() else _NORMS[:-1]
+        for name, (scale, offset) in zip(names, found, strict=True):
             yield f"{name}.weight", scale
             yield f"{name}.bias", offset
+
+    def _convolves(self) -> bool:
+        """Say whether the upscaling is two transposed convolutions, as in graphs of before ``vision.sam.upscaling``."""
+        return any(node.op_type == "ConvTranspose" for node in self.nodes)
+
+    def _upscaling(self) -> Arrays:
+        """Return the transposed convolutions that two products stand for: one before the norm, one behind it."""
+        if self._convolves():
+            return {}
+        position, norm = next(
+            (i, n) for i, n in enumerate(self.nodes) if n.op_type == "LayerNormalization" and _UPSCALING_NORM in n.input
+        )
+        before = self.maker[self.maker[norm.input[0]].input[0]]  # behind a reshape
+        width = len(self.constants[_UPSCALING_NORM])
+        behind = next(
+            node
+            for node in self.nodes[position:]
+            if node.op_type == "Add" and (p := self._product(node)) is not None and len(p[0]) == width
+        )
+        found: Arrays = {}
+        for place, node in ((0, before), (3, behind)):
+            product = self._product(node)
+            if product is None:
+                raise ValueError("the upscaling is no product")
+            weight, bias = product
+            name = f"{_MASK}output_upscaling.{place}"
+            found[f"{name}.weight"] = convolution_weight(torch.from_numpy(weight)).contiguous().numpy()
+            found[f"{name}.bias"] = bias[: len(bias) // STEP**2].copy()
+        return found
+
+    def _product(self, total: NodeProto) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return weight (C, D) and bias (D,) of a product with a constant and the sum behind it, if it is that."""
+        bias = next((self.constants[i] for i in total.input if i in self.constants), None)
+        product = next((self.maker[i] for i in total.input if i in self.maker), None)
+        if bias is None or bias.ndim != 1 or product is None or product.op_type != "MatMul":
+            return None
+        name = product.input[1]
+        reshape = self.maker.get(name)
+        if reshape is not None and reshape.op_type == "Reshape":
+            name = reshape.input[0]
+        weight = self.constants.get(name)
+        return None if weight is None else (weight.reshape(len(weight), -1), bias)
 
     def _point_embeddings(self) -> Arrays:
         rows = next(

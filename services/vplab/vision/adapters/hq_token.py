@@ -46,7 +46,7 @@ class HqToken(Part):
         if inputs.early_features is not None:
             feature = feature + _upscale(prefixed(tensors, "hq_token.early."), inputs.early_features)
         feature = feature.index_select(0, inputs.image_index)  # (N, C/8, 4h, 4w)
-        feature = feature + _refine(prefixed(tensors, "hq_token.feature."), inputs.upscaled)
+        feature = feature + _refine(prefixed(tensors, "hq_token.feature."), inputs.upscaled())
         hyper = _mlp(prefixed(tensors, "hq_token.mlp."), inputs.extra_queries[:, :1])  # (N, 1, C/8)
         mask = (hyper @ feature.flatten(2)).unflatten(2, feature.shape[-2:])
         planes: Tensor = mask.expand_as(logits) if inputs.is_training and self.is_trained_alone else logits + mask

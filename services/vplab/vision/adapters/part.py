@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vplab.errors import InvalidInput
 from vplab.vision.adapters.tensors import Tensors
+from vplab.vision.sam.upscaling import as_planes
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -33,8 +34,10 @@ class Site:
 class PlaneInputs:
     """What the mask planes are computed from."""
 
-    upscaled: Tensor
-    """(N, C/8, 4h, 4w) the decoder's upscaled image feature."""
+    fine_cells: Tensor
+    """(N, h*w*16, C/8) the decoder's upscaled image feature, as ``vplab.vision.sam.upscaling`` orders it."""
+    grid_hw: tuple[int, int]
+    """(h, w) of the image's cells."""
     extra_queries: Tensor
     """(N, E, C) what became of the part's extra output tokens."""
     image_embedding: Tensor
@@ -45,6 +48,10 @@ class PlaneInputs:
     """(N,) int64, the image of each prompt."""
     is_training: bool
     """Whether the module is in training mode."""
+
+    def upscaled(self) -> Tensor:
+        """Return the upscaled image feature as an image, (N, C/8, 4h, 4w)."""
+        return as_planes(self.fine_cells.transpose(1, 2), self.grid_hw)
 
 
 class Part:

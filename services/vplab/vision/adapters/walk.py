@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from vplab.vision.adapters.part import Linear, Part, PlaneInputs, Site
 from vplab.vision.adapters.tensors import Tensors, affine
 from vplab.vision.sam.onnx_decoder import PromptDecoder
+from vplab.vision.sam.upscaling import as_planes, fine_cells
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "lin1", "lin2")
 MASK_HEAD = "output_hypernetworks_mlps"
@@ -73,13 +74,14 @@ def decode_adapted(
     output_tokens, num_extra = walk.output_tokens(sparse.shape[0])
     queries, keys = walk.transformer(image, cast(Tensor, base.dense_pe), torch.cat([output_tokens, sparse], dim=1))
 
-    upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(image.shape))  # (N, C/8, 4h, 4w)
+    fine = fine_cells(decoder.output_upscaling, keys)  # (N, h*w*16, C/8)
     hyper = walk.mask_vectors(queries[:, 1 : 1 + decoder.num_mask_tokens])
-    logits = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+    grid_hw = (image.shape[-2], image.shape[-1])
+    logits = as_planes(hyper @ fine.transpose(1, 2), grid_hw)
     first_extra = 1 + decoder.num_mask_tokens
     extra_queries = queries[:, first_extra : first_extra + num_extra]
     for part in parts:
-        planes = PlaneInputs(upscaled, extra_queries, image_embedding, early_features, image_index, is_training)
+        planes = PlaneInputs(fine, grid_hw, extra_queries, image_embedding, early_features, image_index, is_training)
         logits = part.planes(tensors, logits, planes)
     return logits, decoder.iou_prediction_head(queries[:, 0])
 

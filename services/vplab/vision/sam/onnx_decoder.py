@@ -13,6 +13,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
 from vplab.vision.sam.onnx_graph import batch_axis, to_onnx
+from vplab.vision.sam.upscaling import as_planes, fine_cells
 
 INPUT_NAMES = ("image_embedding", "image_index", "point_coords", "point_labels", "mask_input", "has_mask_input")
 OUTPUT_NAMES = ("low_res_logits", "iou_predictions")
@@ -86,11 +87,11 @@ def decode_masks(decoder: MaskDecoder, image: Tensor, image_pe: Tensor, sparse: 
     tokens = torch.cat([output_tokens.unsqueeze(0).expand(num_prompts, -1, -1), sparse], dim=1)
     queries, keys = decoder.transformer(image, image_pe, tokens)
 
-    upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(image.shape))  # (N, C/8, 4h, 4w)
+    fine = fine_cells(decoder.output_upscaling, keys)  # (N, h*w*16, C/8)
     hyper = torch.stack(
         [mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
     )  # (N, M, C/8)
-    logits = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+    logits = as_planes(hyper @ fine.transpose(1, 2), (image.shape[-2], image.shape[-1]))
     return logits, decoder.iou_prediction_head(queries[:, 0])
 
 
