@@ -43,8 +43,35 @@ def to_onnx(
             verbose=False,
         )
     assert program is not None
+    _regroup_gelus(program)
     _strip_traces(program)
     return program
+
+
+def _regroup_gelus(program: torch.onnx.ONNXProgram) -> None:
+    """Multiply by one half last: the exporter writes x (0.5 (1 + erf)), ONNX Runtime knows a GELU as (x (1 + erf)) 0.5.
+
+    One operator in place of five that each go through the tensor.
+    """
+    for erf in [node for node in program.model.graph.all_nodes() if node.op_type == "Erf"]:
+        following = erf
+        chain = []
+        for op_type in ("Add", "Mul", "Mul"):
+            users = list(following.outputs[0].uses())
+            if len(users) != 1 or users[0].node.op_type != op_type:
+                break
+            following = users[0].node
+            chain.append(following)
+        scaled = erf.inputs[0].producer() if erf.inputs[0] is not None else None
+        if len(chain) < 3 or scaled is None:
+            continue
+        summed, halved, product = chain
+        x = scaled.inputs[0]
+        if x not in product.inputs:
+            continue
+        half = next(value for value in halved.inputs if value is not summed.outputs[0])
+        halved.replace_input_with(list(halved.inputs).index(half), x)
+        product.replace_input_with(list(product.inputs).index(x), half)
 
 
 def _strip_traces(program: torch.onnx.ONNXProgram) -> None:
