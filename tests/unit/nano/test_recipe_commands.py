@@ -24,6 +24,7 @@ def test_the_readme_names_every_step_in_its_order():
         "prepare",
         "train",
         "export",
+        "segmenter",
         "bank",
         "early",
         "parity",

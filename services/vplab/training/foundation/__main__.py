@@ -10,7 +10,14 @@ import torch
 
 from vplab.training.foundation.ablations import ablate, as_table, variants
 from vplab.training.foundation.evaluation import comparison, evaluate
-from vplab.training.foundation.export import add_bank, compare_again, export, export_early, load_model
+from vplab.training.foundation.export import (
+    add_bank,
+    compare_again,
+    export,
+    export_early,
+    export_segmenter_again,
+    load_model,
+)
 from vplab.training.foundation.model_cards import write_model_cards
 from vplab.training.foundation.projection import fit_projection
 from vplab.training.foundation.sources import (
@@ -99,6 +106,12 @@ def export_pair(arguments: argparse.Namespace) -> None:
     export(model, arguments.output)
 
 
+def export_graphs_again(arguments: argparse.Namespace) -> None:
+    """Export the segmenter's graphs anew with their own weights."""
+    torch.set_num_threads(arguments.threads)
+    export_segmenter_again(arguments.models)
+
+
 def bank_segmenter(arguments: argparse.Namespace) -> None:
     """Make the segmenter's bank graph anew."""
     torch.set_num_threads(arguments.threads)
@@ -179,6 +192,11 @@ def command_line() -> argparse.ArgumentParser:
     step.add_argument("--output", type=Path, required=True)
     step.add_argument("--threads", type=int, default=2)
     step.set_defaults(call=export_pair)
+
+    step = steps.add_parser("segmenter", help="export the segmenter's graphs anew with the weights that they have")
+    step.add_argument("--models", type=Path, required=True, help="folder of nano-encoder and nano-segmenter")
+    step.add_argument("--threads", type=int, default=2)
+    step.set_defaults(call=export_graphs_again)
 
     step = steps.add_parser("bank", help="write the exported segmenter's graph that takes adapters anew")
     step.add_argument("--models", type=Path, required=True, help="folder of nano-encoder and nano-segmenter")

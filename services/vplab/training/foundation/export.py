@@ -105,9 +105,7 @@ def export(model: NanoSegmenter, folder: Path, sizes_hw: Sequence[tuple[int, int
         directory.mkdir(parents=True, exist_ok=True)
     _write_encoder(model.encoder, encoder_spec(), encoder_dir)
     (segmenter_dir / "model.json").write_text(segmenter_spec().model_dump_json(indent=2) + "\n")
-    model.decoder()  # puts the prompt encoder's sizes back to the shipped ones
-    program = decoder_to_onnx(model.prompt_encoder, model.mask_decoder)
-    onnx.save(with_half_weights(program.model_proto), segmenter_dir / "decoder.onnx")
+    _write_decoder(model, segmenter_dir)
     _write_parity(folder, parity(model, folder, sizes_hw))
     add_bank(folder)
 
@@ -119,6 +117,17 @@ def compare_again(folder: Path, sizes_hw: Sequence[tuple[int, int]] = PARITY_IMA
     Raises FailedPrecondition if the graphs do not agree.
     """
     _write_parity(folder, parity(_exported_model(folder), folder, sizes_hw, _OF_GRAPHS))
+
+
+def export_segmenter_again(folder: Path, sizes_hw: Sequence[tuple[int, int]] = PARITY_IMAGE_SIZES_HW) -> None:
+    """Write the segmenter's graphs anew with the weights that they have, as graphs are exported today.
+
+    folder: as ``export`` wrote it. Raises FailedPrecondition if the graphs do not agree.
+    """
+    model = _exported_model(folder)
+    _write_decoder(model, folder / SEGMENTER)
+    _write_parity(folder, parity(model, folder, sizes_hw, _OF_GRAPHS))
+    add_bank(folder)
 
 
 def export_early(folder: Path, output: Path, sizes_hw: Sequence[tuple[int, int]] = PARITY_IMAGE_SIZES_HW) -> None:
@@ -151,6 +160,12 @@ def _exported_model(folder: Path) -> NanoSegmenter:
     model.prompt_encoder.load_state_dict(decoder.prompt_encoder.state_dict())
     model.mask_decoder.load_state_dict(decoder.mask_decoder.state_dict())
     return model.eval()
+
+
+def _write_decoder(model: NanoSegmenter, directory: Path) -> None:
+    model.decoder()  # puts the prompt encoder's sizes back to the shipped ones
+    program = decoder_to_onnx(model.prompt_encoder, model.mask_decoder)
+    onnx.save(with_half_weights(program.model_proto), directory / segmenter_spec().graph)
 
 
 def _write_encoder(encoder: nn.Module, spec: EncoderSpec, directory: Path) -> None:
