@@ -36,6 +36,8 @@ from vplab.vision.adapters.spec import AdapterSpec, EPeftSpec, HqTokenSpec, defa
 README = Path(__file__).resolve().parents[2] / "services" / "vplab" / "training" / "tuning" / "README.md"
 KINDS = ("box", "click", "match")
 SHIPPED = "as shipped"
+EARLIER = " before"
+"""Behind the name of a part: what was measured before the loss was steeper, and is kept beside what it led to."""
 CLEARLY = 1.0
 """Points of IoU by which something is clearly better or worse."""
 
@@ -199,27 +201,32 @@ def tables(found: Mapping[str, Any]) -> str:
         ("choices", "development", "Ways to train E-PEFT, five shots, all steps, development tasks"),
         ("methods", "development", "Methods as shipped, with early stopping, development tasks"),
         ("methods", "technical", "Methods as shipped, with early stopping, technical tasks (verification)"),
+        ("methods" + EARLIER, "technical", "Methods before the steeper loss, with early stopping, technical tasks"),
     ):
         chosen = [row for row in rows if row[0] == part and row[-1].get("set") == task_set]
         for shots in sorted({row[3] for row in chosen}, key=int, reverse=True):
             of_shots = [row for row in chosen if row[3] == shots]
             shared = _shared(of_shots)
-            parts.append(f"**{title}, {shots} shot{'s' if shots != '1' else ''}**\n\n{_table(shared)}")
+            parts.append(_titled(f"{title}, {shots} shot{'s' if shots != '1' else ''}", shared, _table(shared)))
             if part == "methods":
                 parts.append(_by_task([row for row in of_shots if row[1] == "e_peft"]))
-    longer = [row for row in rows if row[0] == "longer"]
-    if longer:
-        title = "More steps without early stopping, technical tasks, 5 shots"
-        parts.append(f"**{title}**\n\n{_longer(_shared(longer))}")
+    for part, when in (("longer", ""), ("longer" + EARLIER, " before the steeper loss")):
+        if longer := [row for row in rows if row[0] == part]:
+            title = f"More steps without early stopping{when}, technical tasks, 5 shots"
+            parts.append(_titled(title, longer, _longer(_shared(longer))))
     trials = [row for row in rows if row[0] == "trials"]
     if trials:
         title = "On the way: gain of box / click / softmatch, five shots, all steps, seed 0"
         parts.append(f"**{title}**\n\n{_trials(trials)}")
-    commits = sorted({value["commit"] for key, value in trials_or_ours.items() if not key.startswith("trials|")})
-    if commits:
-        models = ", ".join(f"{name} {digest}" for name, digest in digests().items())
-        parts.append(f"All but what was on the way: {models}; commit {', '.join(commits)}.")
+    models = ", ".join(f"{name} {digest}" for name, digest in digests().items())
+    parts.append(f"All but what was on the way: {models}.")
     return "\n\n".join(parts)
+
+
+def _titled(title: str, rows: Sequence[tuple[Any, ...]], table: str) -> str:
+    """Return a table below its title and the commits that it was measured of."""
+    commits = sorted({row[-1]["commit"] for row in rows})
+    return f"**{title}** (commit {', '.join(commits)})\n\n{table}"
 
 
 def _longer(rows: Sequence[tuple[Any, ...]]) -> str:
