@@ -63,6 +63,9 @@ CHOICES = {
     "half the rate": Choice(options={"learning_rate": 1e-3}),
     "twice the rate": Choice(options={"learning_rate": 4e-3}),
     "logits as they are in the loss": Choice(constants={(losses, "STEEPNESS"): 1.0}),
+    "logits as they are, mask head at LoRA's rate": Choice(
+        options={"part_rates": _PARTS[1:]}, constants={(losses, "STEEPNESS"): 1.0}
+    ),
     "logits times two in the loss": Choice(constants={(losses, "STEEPNESS"): 2.0}),
     "logits times eight in the loss": Choice(constants={(losses, "STEEPNESS"): 8.0}),
     "BCE in full": Choice(constants={(losses, "ENTROPY_WEIGHT"): 1.0}),

@@ -33,8 +33,7 @@ def test_it_is_sams_upscaling(decoder: MaskDecoder) -> None:
 
 
 @torch.inference_mode()
-def test_in_float16_the_norm_stays_in_float32(decoder: MaskDecoder) -> None:
-    """Squares of what is large for a float16 would be infinite in it."""
+def test_in_float16_it_is_near_what_float32_gives(decoder: MaskDecoder) -> None:
     large = 300 * cells()
     expected = fine_cells(decoder.output_upscaling, large)
     found = fine_cells(halve(decoder).output_upscaling, large.half())

@@ -126,7 +126,8 @@ def export_segmenter_again(folder: Path, sizes_hw: Sequence[tuple[int, int]] = P
     """
     model = _exported_model(folder)
     _write_decoder(model, folder / SEGMENTER)
-    _write_parity(folder, parity(model, folder, sizes_hw, _OF_GRAPHS))
+    _, found = parity(model, folder, sizes_hw, _OF_GRAPHS)
+    _write_report(folder / SEGMENTER, found)  # the encoder is what it was, to the last file
     add_bank(folder)
 
 
@@ -146,8 +147,7 @@ def export_early(folder: Path, output: Path, sizes_hw: Sequence[tuple[int, int]]
     card = (folder / ENCODER / "MODEL_CARD.md").read_text(encoding="utf-8")
     (directory / "MODEL_CARD.md").write_text(f"{card}\n{_EARLY_CARD}", encoding="utf-8")
     report, _ = _encoder_parity(encoder, spec, directory, sizes_hw, _OF_GRAPHS)
-    report.require_passed(EARLY_ENCODER)
-    (directory / "parity.json").write_text(report.model_dump_json(indent=2) + "\n")
+    _write_report(directory, report)
 
 
 def _exported_model(folder: Path) -> NanoSegmenter:
@@ -178,8 +178,12 @@ def _write_encoder(encoder: nn.Module, spec: EncoderSpec, directory: Path) -> No
 
 def _write_parity(folder: Path, reports: tuple[ParityReport, ParityReport]) -> None:
     for name, found in zip((ENCODER, SEGMENTER), reports, strict=True):
-        found.require_passed(name)
-        (folder / name / "parity.json").write_text(found.model_dump_json(indent=2) + "\n")
+        _write_report(folder / name, found)
+
+
+def _write_report(directory: Path, report: ParityReport) -> None:
+    report.require_passed(directory.name)
+    (directory / "parity.json").write_text(report.model_dump_json(indent=2) + "\n")
 
 
 def add_bank(folder: Path) -> None:

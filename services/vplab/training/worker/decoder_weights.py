@@ -80,9 +80,8 @@ class _Graph(GraphConstants):
                 yield bias.removesuffix("bias") + "weight", np.ascontiguousarray(weight)
 
     def _norms(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        found = list(self.channel_norms())
         names = _NORMS if self._convolves() else _NORMS[:-1]
-        for name, (scale, offset) in zip(names, found, strict=True):
+        for name, (scale, offset) in zip(names, self.channel_norms(), strict=True):
             yield f"{name}.weight", scale
             yield f"{name}.bias", offset
 

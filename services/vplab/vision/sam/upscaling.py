@@ -21,7 +21,7 @@ def fine_cells(upscaling: nn.Sequential, cells: Tensor) -> Tensor:
     first, norm, activation, second, last_activation = upscaling
     channels_norm = cast(LayerNorm2d, norm)
     values = _split(cast(nn.ConvTranspose2d, first), cells)  # (N, h*w, 4, C/4)
-    # Where the rest computes in float16 the norm does not: it would lose squares beyond 65504.
+    # ``halve`` leaves SAM's norms over channels in float32, and an operator takes one type.
     wide = values.to(channels_norm.weight.dtype)
     normed = F.layer_norm(wide, wide.shape[-1:], channels_norm.weight, channels_norm.bias, channels_norm.eps)
     values = activation(normed.to(values.dtype))
