@@ -1,5 +1,6 @@
 """The exported pair equals the torch modules, and what ships loads in ONNX Runtime and is what its spec says."""
 
+import shutil
 from importlib import resources
 
 import numpy as np
@@ -150,6 +151,26 @@ def test_an_export_equals_the_torch_modules_it_came_from(tmp_path):
     with torch.no_grad():
         model.mask_decoder.iou_token.weight += 1
     assert not parity(round_to_half(model).eval(), tmp_path, few)[1].passed
+
+
+@pytest.mark.slow
+def test_a_segmenter_exported_anew_keeps_its_weights_and_the_encoder_all_of_its_files(tmp_path):
+    torch = pytest.importorskip("torch", reason="making models needs the training extra")
+    pytest.importorskip("segment_anything", reason="making models needs the training extra")
+    from vplab.training.foundation.export import export_segmenter_again
+    from vplab.training.worker.decoder_weights import load_decoder
+
+    shutil.copytree(BUILTIN, tmp_path / "models")
+    segmenter = tmp_path / "models" / "nano-segmenter"
+    (segmenter / "parity.json").unlink()
+    export_segmenter_again(tmp_path / "models", ((480, 640), (640, 480), (333, 517)))
+    folder, spec = shipped("nano-segmenter")
+    before, after = (load_decoder(one, spec).state_dict() for one in (folder, segmenter))
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    assert (segmenter / "parity.json").exists()
+    for path in shipped("nano-encoder")[0].iterdir():
+        assert (tmp_path / "models" / "nano-encoder" / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.slow
