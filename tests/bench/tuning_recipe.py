@@ -201,7 +201,7 @@ def tables(found: Mapping[str, Any]) -> str:
     rows = [(*key.split("|"), value) for key, value in trials_or_ours.items()]
     parts: list[str] = []
     for part, task_set, title in (
-        ("choices", "development", "Ways to train E-PEFT, five shots, all steps, development tasks"),
+        ("choices", "development", "Ways to train, all steps, development tasks"),
         ("methods", "development", "Methods as shipped, with early stopping, development tasks"),
         ("methods", "technical", "Methods as shipped, with early stopping, technical tasks (verification)"),
         ("methods" + EARLIER, "technical", "Methods before the steeper loss, with early stopping, technical tasks"),
