@@ -21,8 +21,8 @@ ENTROPY_WEIGHT = 0.2
 """Of the BCE beside the soft IoU."""
 STEEPNESS = 4.0
 """What logits are multiplied by in the loss. The steeper the sigmoid, the nearer the soft IoU is to the IoU of the mask
-that is cut at zero, and the less there is to gain by logits that only grow. At 1 they doubled and tripled in size within
-thirty steps, and the colours and pixels whose say serving adds to them were no longer heard."""
+that is cut at zero, and the less there is to gain by logits that only grow. At 1 they doubled and tripled in size
+within thirty steps, and the colours and pixels whose say serving adds to them were no longer heard."""
 OVERLAP_STRIDE = 2
 """Input pixels over cells of the grid on which the soft IoU is taken, along each side."""
 OTHER_PLANES = 0.6
