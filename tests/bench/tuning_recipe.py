@@ -17,13 +17,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from main_job import COMMIT, write_between
-from tuning_tasks import DEVELOPMENT, TECHNICAL, Source, Task, base, digests, measure
+from tuning_tasks import DEVELOPMENT, TECHNICAL, Source, Task, base, digests, measure, measure_marked
 
 from vplab.training.tuning import losses, prompting
 from vplab.training.tuning.examples import build_examples
@@ -103,7 +104,7 @@ PARTS: dict[str, Mapping[str, Choice]] = {
     "methods": {method: Choice(method) for method in METHODS},
     "longer": {
         f"{method} {steps}": Choice(method, options={"num_steps": steps})
-        for method in ("e_peft", "lora", "full_decoder")
+        for method in ("e_peft", "lora", "full_decoder", "hq_token")
         for steps in STEPS
     },
 }
@@ -174,6 +175,7 @@ def _tuned(task: Task, choice: Choice, shots: int, seed: int, *, stops_early: bo
         options = replace(options, num_folds=0, num_checks=1, unchecked_share=1.0)
     segmenter, references = base()[1], task.tuning_views(shots, 1, seed)
     adapted = adapt(base()[0], choice.spec or default_spec(choice.method), seed=seed)
+    untuned = measure_marked(adapted, references)
     with _patched(choice.constants):
         began, cpu = time.monotonic(), time.process_time()
         examples = build_examples(task.tuning_views(shots, options.num_views, seed), [1], segmenter)
@@ -181,6 +183,7 @@ def _tuned(task: Task, choice: Choice, shots: int, seed: int, *, stops_early: bo
         seconds = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     return {
         "after": measure(adapted, task.tests, references),
+        "fit": {kind: after - untuned[kind] for kind, after in measure_marked(adapted, references).items()},
         "best_step": result.chosen.step,
         "share": result.chosen.share,
         **{name: round(value, 1) for name, value in seconds.items()},
@@ -236,17 +239,20 @@ def _longer(rows: Sequence[tuple[Any, ...]]) -> str:
     """Return a row for each method and number of steps: means by kind of prompt, by task, and paired differences."""
     rows = sorted(rows, key=lambda row: (row[2], row[4]))  # so that gains of two ways stand side by side
     tasks = list(dict.fromkeys(row[2] for row in rows))
-    columns = ["steps", *KINDS, "mean", *tasks, "against e_peft", f"against {STEPS[0]} steps"]
+    columns = ["steps", "the five themselves", *KINDS, "mean", *tasks, "against e_peft", f"against {STEPS[0]} steps"]
     lines = [f"| | {' | '.join(columns)} |", "|---" + "|--:" * len(columns) + "|"]
-    gains = {name: [_gain(row[-1]) for row in rows if row[1] == name] for name in PARTS["longer"]}
+    of_name = {name: [row for row in rows if row[1] == name] for name in PARTS["longer"]}
+    gains = {name: [_gain(row[-1]) for row in mine] for name, mine in of_name.items() if mine}
     for name, found in gains.items():
         method, steps = name.split()
-        of_tasks = [[_gain(row[-1]) for row in rows if row[1] == name and row[2] == task] for task in tasks]
+        of_tasks = [[_gain(row[-1]) for row in of_name[name] if row[2] == task] for task in tasks]
         means = [*np.mean(found, axis=0), np.mean(found), *map(np.mean, of_tasks)]
+        fits = [fmean(row[-1]["fit"].values()) for row in of_name[name] if "fit" in row[-1]]
         others = [f"e_peft {steps}", f"{method} {STEPS[0]}"]
         cells = [
+            f"{fmean(fits):+.1f}" if fits else "",
             *(f"{value:+.1f}" for value in means),
-            *("" if o == name else _against(gains[o], found) for o in others),
+            *("" if o == name or o not in gains else _against(gains[o], found) for o in others),
         ]
         lines.append(f"| {method} | {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)

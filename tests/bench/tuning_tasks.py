@@ -6,7 +6,7 @@ click on an object, and softmatch with the tuning images as references, each aga
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -259,14 +259,32 @@ def measure(
     logit_sizes: list[float] = []
     for index, view in enumerate(tests):
         served = ServedDecoder(decoder, spec, view)
-        pieces = _pieces(view.masks[1])
-        for name, ask in (("box", _boxed), ("click", _clicked)):
-            found[name].append(float(np.mean([_iou(ask(served, piece), piece) for piece in pieces])))
+        for name, iou in _marked(served, view).items():
+            found[name].append(iou)
         if index < num_matched:
             found["match"].append(_iou(_matched(served, view, bank), view.masks[1]))
         logit_sizes += served.logit_sizes
-    ious = {name: 100 * float(np.mean(values)) for name, values in found.items()}
-    return ious | {"logit_size": float(np.mean(logit_sizes))}
+    return _percent(found) | {"logit_size": float(np.mean(logit_sizes))}
+
+
+def measure_marked(decoder: TunableDecoder | PromptDecoder, views: Sequence[EmbeddedView]) -> dict[str, float]:
+    """Return the mean IoU over images, in per cent, of boxes and of clicks alone."""
+    found: dict[str, list[float]] = {"box": [], "click": []}
+    for view in views:
+        for name, iou in _marked(ServedDecoder(decoder, base()[1], view), view).items():
+            found[name].append(iou)
+    return _percent(found)
+
+
+def _marked(served: ServedDecoder, view: EmbeddedView) -> dict[str, float]:
+    """Return the mean IoU over the largest pieces of an image: of a box, and of one click."""
+    pieces = _pieces(view.masks[1])
+    ways = {"box": _boxed, "click": _clicked}
+    return {name: float(np.mean([_iou(ask(served, piece), piece) for piece in pieces])) for name, ask in ways.items()}
+
+
+def _percent(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: 100 * float(np.mean(values)) for name, values in found.items()}
 
 
 def _boxed(served: ServedDecoder, piece: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -307,6 +325,3 @@ def _pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
 def _iou(predicted: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
     union = int((predicted | wanted).sum())
     return int((predicted & wanted).sum()) / union if union else 1.0
-
-
-Tester = Callable[[TunableDecoder], dict[str, float]]
