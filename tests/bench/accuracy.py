@@ -2,8 +2,8 @@
 
 ``python tests/bench/accuracy.py --out OUT`` makes one folder for each set below OUT, each by the command that a user
 would type; killed at any moment, the same command goes on. With ``--readme`` it writes the tables, and which goals are
-met, between the README's ``accuracy`` marks; ``--tables-only`` measures nothing. Of natural sets only the images that
-no training step saw are measured.
+met, between the ``accuracy`` marks of the README beside this file; ``--tables-only`` measures nothing. Of natural sets
+only the images that no training step saw are measured.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from main_job import ROOT, write_between
 
 HELD_OUT = ROOT / "services" / "vplab" / "training" / "foundation" / "held_out"
 BUILTIN = ROOT / "services" / "vplab" / "registry" / "builtin"
+FIGURES = Path(__file__).with_name("README.md")
 METHODS = "softmatch,random_forest,unet,segmenter,grabcut,random_walker,plain_box"
 OURS, FOREST, NANO = "softmatch", "random_forest", "segmenter"
 RIVALS = ("grabcut", "random_walker", "plain_box")
@@ -89,7 +90,7 @@ def main() -> None:
     (arguments.out / "accuracy.md").write_text(text + "\n")
     print(text)
     if arguments.readme:
-        write_between(ROOT / "README.md", "accuracy", text)
+        write_between(FIGURES, "accuracy", text)
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")
 

@@ -14,7 +14,20 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from accuracy import TASKS, Figure, Task, cell, chosen, goal, made_by, measure_all, measuring_parser, parse, shot_of
+from accuracy import (
+    FIGURES,
+    TASKS,
+    Figure,
+    Task,
+    cell,
+    chosen,
+    goal,
+    made_by,
+    measure_all,
+    measuring_parser,
+    parse,
+    shot_of,
+)
 from main_job import ROOT, write_between
 
 from vplab.evaluation.tables import WITHOUT_EARLY, lacks_early_feature
@@ -69,8 +82,10 @@ def main() -> None:
     (arguments.out / "adapters.md").write_text(every + "\n")
     print(every)
     if arguments.readme:
+        summaries = {"adapters": marked_summary(found), "matching": matching_summary(with_rivals(found, beside))}
         for mark, text in texts.items():
-            write_between(ROOT / "README.md", mark, text)
+            write_between(FIGURES, mark, text)
+            write_between(ROOT / "README.md", mark, summaries[mark])
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")
 
@@ -201,6 +216,22 @@ def percent(value: float | None, best: float | None) -> str:
     return f"**{100 * value:.1f}**" if value == best else f"{100 * value:.1f}"
 
 
+def marked_summary(found: Results) -> str:
+    """Return what our own method brings to objects marked after tuning, in a few lines."""
+    shown = [number for number in numbers(found) if any(marked(OURS, number, "box")(r) for r in found.values())]
+    means = {
+        step: over_sets(found, *(mean_of(marked(*which, step)) for which in ((BASE, ""), *((OURS, n) for n in shown))))
+        for step in STEPS
+    }
+    count = next(iter(means.values()))[1]
+    lines = [f"| mean IoU over {count} sets, % | before | {' | '.join(map(titled, shown))} |"]
+    lines.append("|---|" + "--:|" * (1 + len(shown)))
+    lines += [
+        f"| {STEPS[step]} | {' | '.join(f'{100 * v:.1f}' for v in values)} |" for step, (values, _) in means.items()
+    ]
+    return "\n".join(lines)
+
+
 def with_rivals(found: Results, beside: Results) -> Results:
     """Return results with what the comparators reached on the same images."""
     return {
@@ -237,6 +268,17 @@ def matching_table(found: Results) -> str:
         gains.append(f"{100 * (values[1] / values[0] - 1):+.0f} %" if values and values[0] else "-")
     lines.append(f"| average | {' | '.join(averages)} |")
     lines.append(f"| gain over 0 shots | {' | '.join(gains)} |")
+    return "\n".join(lines)
+
+
+def matching_summary(found: Results) -> str:
+    """Return the means over the sets of what learns a class from validated images, in a few lines."""
+    names = [n for n in (MATCHER, TUNED, *RIVALS) if any(shot_of(n, FEW)(results) for results in found.values())]
+    figures = [mean_of(shot_of(MATCHER, "0")), *(mean_of(shot_of(name, FEW)) for name in names)]
+    means, count = over_sets(found, *figures)
+    lines = [f"| mean IoU over {count} sets, % | 0 shots | {FEW} shots |", "|---|--:|--:|"]
+    for name, mean in zip(names, means[1:], strict=True):
+        lines.append(f"| {name} | {f'{100 * means[0]:.1f}' if name == MATCHER else ''} | {100 * mean:.1f} |")
     return "\n".join(lines)
 
 
