@@ -1,7 +1,7 @@
 """How long E-PEFT trains in a decoder of SAM's size: 256 x 64 x 64 embeddings, prompts in a frame of 1,024 pixels.
 
 ``python tests/bench/sam_sized_tuning.py --out FILE [--device cuda] [--images 5] [--readme]`` makes embeddings and a
-decoder at random, in SAM ViT-B's layout, and runs the trainer as a job does, two folds and the run on all images,
+decoder at random, in SAM ViT-B's layout, and runs the trainer as a job does, two folds with
 proposals and second passes included. What it learns means nothing; what it computes is what a job computes.
 ``--readme`` writes the line between the marks of the tuning README; ``--table-only`` measures nothing.
 """
@@ -83,7 +83,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def note(progress: TuningProgress) -> None:
         nonlocal last
-        name = "folds" if progress.run.startswith("fold") else "run on all images"
+        name = "folds" if progress.run.startswith("fold") else "all images"
         seconds[name] = seconds.get(name, 0.0) + time.monotonic() - last
         steps[name] = steps.get(name, 0) + 1
         last = time.monotonic()

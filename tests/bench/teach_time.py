@@ -34,7 +34,6 @@ from vplab.vision.synthesis import synthesize_inspection_set
 
 SIDE = 512
 DEFECT = "scratch"
-"""One that tuning gains on: where nothing gains the base stays, and the run on all images is not made."""
 ALIAS = "artifacts/teach-time/aliases/production"
 PAUSE_S = 0.2
 """Between clicks: a fast person's."""
@@ -50,8 +49,7 @@ STAGES = (
     ("data and models are fetched and read", "fetch"),
     ("images and views are embedded", "embed"),
     ("proposals", "train_proposals"),
-    ("fold", "train_folds"),
-    ("run on all images", "train_all_images"),
+    ("folds", "train_folds"),
     ("graph exported", "export_graph"),
     ("compared with its export", "export_parity"),
     ("published", "publish"),

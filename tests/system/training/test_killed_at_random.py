@@ -28,10 +28,10 @@ REQUEST = TuningRequest(
     promote_alias="production",
 )
 
-Phase = Literal["queue", "fetch", "embed", "fold", "all images", "export", "publish", "promote"]
-ORDER: tuple[Phase, ...] = ("queue", "fetch", "embed", "fold", "all images", "export", "publish", "promote")
+Phase = Literal["queue", "fetch", "embed", "first fold", "second fold", "export", "publish", "promote"]
+ORDER: tuple[Phase, ...] = ("queue", "fetch", "embed", "first fold", "second fold", "export", "publish", "promote")
 # Ten kills, three or four to each job; those of a job come in the order in which it goes through its phases.
-PHASES: tuple[Phase, ...] = (*ORDER, "fold", "embed")
+PHASES: tuple[Phase, ...] = (*ORDER, "first fold", "embed")
 NUM_JOBS = 3
 
 
@@ -52,7 +52,7 @@ def drawn_moments(draw: random.Random) -> list[Moment]:
     phases = draw.sample(PHASES, len(PHASES))
     moments = []
     for index, phase in enumerate(phases):
-        step = {"fold": draw.randint(1, NUM_STEPS), "all images": NUM_STEPS + draw.randint(1, 6)}.get(phase, 0)
+        step = {"first fold": draw.randint(1, NUM_STEPS), "second fold": NUM_STEPS + draw.randint(1, 6)}.get(phase, 0)
         # In the queue there is no worker, and without a service nobody would notice that one is gone.
         spares_service = phase != "queue" and draw.random() < 0.3
         moments.append(Moment(index % NUM_JOBS, phase, step, draw.uniform(0, 0.3), spares_service))

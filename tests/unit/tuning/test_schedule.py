@@ -19,15 +19,15 @@ def test_fewer_than_three_images_are_all_trained_on():
     assert [run.left_out for run in plan_runs([0, 1, 1], False, OPTIONS)] == [frozenset()]
 
 
-def test_folds_leave_different_images_out_and_the_last_run_none():
+def test_folds_leave_different_images_out():
     runs = plan_runs([0, 0, 1, 2, 3, 4, 4], False, OPTIONS)
-    assert [len(run.left_out) for run in runs] == [2, 2, 0]
+    assert [len(run.left_out) for run in runs] == [2, 2]
     assert not runs[0].left_out & runs[1].left_out
-    assert [run.is_final for run in runs] == [False, False, True]
+    assert all(run.is_fold for run in runs)
 
 
 def test_images_given_for_validation_make_folds_needless():
-    assert len(plan_runs(range(9), True, OPTIONS)) == 1
+    assert [run.is_fold for run in plan_runs(range(9), True, OPTIONS)] == [False]
 
 
 def test_checks_end_with_the_run():
@@ -36,7 +36,7 @@ def test_checks_end_with_the_run():
 
 
 def test_three_images_are_left_out_one_by_one():
-    assert [len(run.left_out) for run in plan_runs(range(3), False, OPTIONS)] == [1, 1, 0]
+    assert [len(run.left_out) for run in plan_runs(range(3), False, OPTIONS)] == [1, 1]
 
 
 def measured(box: float, point: float = 0.5, proposal: float | None = 0.5) -> TuningMetrics:
@@ -86,6 +86,18 @@ def test_an_option_of_zero_is_refused_by_name(name):
     with pytest.raises(InvalidInput) as caught:
         TuningOptions(**{name: 0})
     assert caught.value.violations[0].field == f"options.{name}"
+
+
+def test_one_fold_alone_is_refused_since_it_would_leave_images_out_of_all_training():
+    with pytest.raises(InvalidInput) as caught:
+        TuningOptions(num_folds=1)
+    assert caught.value.violations[0].field == "options.num_folds"
+
+
+def test_no_image_is_left_out_by_all_folds():
+    for count in (3, 4, 5, 12, 40):
+        runs = plan_runs(range(count), False, TuningOptions.for_method("e_peft", count))
+        assert not frozenset.intersection(*(run.left_out for run in runs))
 
 
 @pytest.mark.parametrize("wrong", [{"shares": ()}, {"shares": (0.5, 0.0)}, {"unchecked_share": 1.5}])

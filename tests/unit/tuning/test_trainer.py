@@ -6,13 +6,14 @@ import torch
 
 from fakes.tiny_tuning import SEGMENTER, WholeDecoder, disc, discs, examples_of, tiny_decoder, view_of
 from vplab.errors import Cancelled, InvalidInput
+from vplab.training.tuning import trainer
 from vplab.training.tuning.checkpoints import FileCheckpoint
 from vplab.training.tuning.trainer import forward_dtype, tune
-from vplab.training.tuning.values import BASE, TuningOptions, TuningProgress
+from vplab.training.tuning.values import BASE, Candidate, TuningOptions, TuningProgress
 from vplab.vision.adapters.adapt import adapt
 from vplab.vision.adapters.spec import LoraSpec
 
-SHORT = TuningOptions(num_steps=4, warmup_steps=1, batch_size=6, num_folds=1, num_checks=2, checkpoint_every=1)
+SHORT = TuningOptions(num_steps=4, warmup_steps=1, batch_size=6, num_folds=2, num_checks=2, checkpoint_every=1)
 
 
 class MemoryCheckpoint:
@@ -156,19 +157,36 @@ def test_cancelling_is_noticed_before_the_next_step():
     assert steps == [1, 2]
 
 
-def test_from_three_images_a_fold_finds_the_number_of_steps():
+def test_from_three_images_folds_find_the_number_of_steps():
     seen: list[TuningProgress] = []
     result = tune(WholeDecoder(), examples_of(discs(4)), SEGMENTER, SHORT, on_progress=seen.append)
     assert result.validation_kind == "held_out"
     assert [candidate for candidate, _ in result.curve] == [BASE, (2, 1), (4, 0.5), (4, 0.75), (4, 1)]
-    in_fold = [p for p in seen if p.run == "fold 1 of 1"]
-    on_all = [p for p in seen if p.run == "all images"]
-    assert len(in_fold) == SHORT.num_steps
-    assert len(on_all) == result.chosen.step
+    assert [p.run for p in seen] == ["fold 1 of 2"] * SHORT.num_steps + ["fold 2 of 2"] * SHORT.num_steps
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
-    assert [bool(p.validation) for p in in_fold] == [False, True, False, True]
+    assert {p.num_steps for p in seen} == {len(seen)}
+    assert [bool(p.validation) for p in seen] == [False, True, False, True] * 2
     assert result.metrics_before.iou == pytest.approx(result.curve[0][1])
     assert result.metrics_after.iou == pytest.approx(dict(result.curve)[result.chosen])
+
+
+def test_the_adapter_is_the_mean_of_the_folds(monkeypatch):
+    monkeypatch.setattr(trainer, "choose", lambda curve: Candidate(4, 0.5))
+    examples, ended = examples_of(discs(4)), list[dict[str, torch.Tensor]]()
+    decoder = WholeDecoder()
+    initial = {name: value.clone() for name, value in decoder.adapter_state().items()}
+
+    def note(progress: TuningProgress) -> None:
+        if progress.step % SHORT.num_steps == 0:
+            ended.append({name: value.clone() for name, value in decoder.adapter_state().items()})
+
+    result = tune(decoder, examples, SEGMENTER, SHORT, on_progress=note)
+    first, second = ended
+    assert not same(first, second)
+    for name, value in result.adapter_state.items():
+        mean = (first[name] + second[name]) / 2
+        torch.testing.assert_close(value, (initial[name] + mean) / 2)
+    assert same(decoder.adapter_state(), result.adapter_state)
 
 
 def test_the_best_step_on_given_images_is_kept():

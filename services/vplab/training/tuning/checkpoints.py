@@ -20,7 +20,7 @@ from torch import Tensor
 from vplab.training.tuning.values import TuningExample, TuningOptions
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 
 
 class FileCheckpoint:

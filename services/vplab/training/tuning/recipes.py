@@ -34,11 +34,11 @@ lost what references had taught it, at a quarter clicks gained less."""
 def recipe(method: str, num_images: int) -> TuningOptions:
     """Return the defaults of a method, by the name in its AdapterSpec, for so many images.
 
-    More images get more steps but fewer views and one fold, whose images say enough by themselves: the time goes with
-    the steps of all runs, and the embedding with images times views.
+    More images get more steps but fewer views: the time goes with the steps of all runs, and the embedding with images
+    times views.
     """
     rate = _LEARNING_RATES.get(method, _DEFAULT.learning_rate)
     options = replace(_DEFAULT, learning_rate=rate, part_rates=_PART_RATES.get(method, ()))
     if num_images <= FEW_IMAGES:
         return options
-    return replace(options, num_steps=100, num_views=2, num_folds=1, num_checks=3)
+    return replace(options, num_steps=75, num_views=2, num_checks=3)

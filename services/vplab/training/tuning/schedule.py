@@ -23,29 +23,27 @@ class Run:
 
     name: str
     left_out: frozenset[int]
-    """Image indices that are validated on and not trained on; empty in the final run."""
+    """Image indices that are validated on and not trained on; empty in a run on all images."""
 
     @property
-    def is_final(self) -> bool:
-        """Whether its adapter is the result."""
-        return not self.left_out
+    def is_fold(self) -> bool:
+        """Whether it is measured on images that it leaves out."""
+        return bool(self.left_out)
 
 
 def plan_runs(image_indices: Sequence[int], has_validation: bool, options: TuningOptions) -> list[Run]:
-    """Return the folds, if any, and the final run on all images.
+    """Return the folds, no image left out by all of them; or one run on all images.
 
     Deviation: two folds that leave out up to two images of five stop early where leave-one-out would train once for
-    each image, five runs for five images before the one on all; and one image alone says too little (LEFT_OUT_SHARE).
+    each image, five runs for five images; and one image alone says too little (LEFT_OUT_SHARE).
     """
-    final = Run("all images", frozenset())
     images = sorted(set(image_indices))
     if has_validation or len(images) < MIN_IMAGES_FOR_FOLDS or not options.num_folds:
-        return [final]
+        return [Run("all images", frozenset())]
     order = np.random.default_rng([options.seed, 0]).permutation(images).tolist()
     num_folds = min(options.num_folds, len(images))
     size = min(MAX_LEFT_OUT, max(1, int(LEFT_OUT_SHARE * len(images))), len(images) // num_folds)
-    folds = [Run(f"fold {f + 1} of {num_folds}", frozenset(order[f * size : (f + 1) * size])) for f in range(num_folds)]
-    return [*folds, final]
+    return [Run(f"fold {f + 1} of {num_folds}", frozenset(order[f * size : (f + 1) * size])) for f in range(num_folds)]
 
 
 def check_steps(options: TuningOptions) -> list[int]:

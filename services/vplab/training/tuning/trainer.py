@@ -1,4 +1,8 @@
-"""Train an adapter on cached embeddings: folds that find how far to go, then a run on all images.
+"""Train an adapter on cached embeddings: folds that find how far to go, and whose mean is the adapter.
+
+Folds begin at the same tensors and end near each other, so that their mean is as good as one more run on all images
+would be, at no cost (Wortsman et al., "Model soups", arXiv 2203.05482). One or two images have no folds: all are
+trained on.
 
 How far is a number of steps and a share of what they changed: between the base's tensors and the trained ones lies
 often one that keeps the gain and loses less of what the base could do (Wortsman et al., "Robust fine-tuning of
@@ -83,13 +87,9 @@ def tune(
 class _Position:
     """Where a tuning is: what a checkpoint holds beside tensors."""
 
-    last_step: int
-    """Where the present run ends."""
     run_index: int = 0
     step: int = 0
     """Steps done in the present run."""
-    steps_before: int = 0
-    """Steps of the runs before it."""
     chosen: tuple[int, float] = BASE
     """A Candidate; a plain tuple in a checkpoint, as are those of the curves."""
     curves: dict[str, list[tuple[tuple[int, float], dict[str, float | None]]]] = field(default_factory=dict)
@@ -116,7 +116,9 @@ class _Tuning:
         self._initial = _snapshot(decoder)
         self._groups = self._rate_groups()
         self._best = self._initial
-        self._at = _Position(last_step=options.num_steps)
+        self._sums: dict[str, dict[str, Tensor]] = {}
+        """By step that is checked, the sum over the folds of what they had learnt."""
+        self._at = _Position()
         self._optimizer = self._new_optimizer()
 
     def run(self, checkpoint: CheckpointStore | None, is_cancelled: Callable[[], bool]) -> TuningResult:
@@ -133,20 +135,19 @@ class _Tuning:
     def _steps(self, run: Run, is_cancelled: Callable[[], bool]) -> Iterator[None]:
         """Train the run to its end, yielding after every step."""
         drawer = PromptDrawer(self._trained_on(run), self._segmenter)
-        checks = self._checks(run)
+        checks = self._checks()
         if self._at.step == 0 and checks:
             self._check(run)
-        while self._at.step < self._at.last_step:
+        while self._at.step < self._options.num_steps:
             if is_cancelled():
                 raise Cancelled("the tuning was cancelled")
             loss = self._step(drawer, run)
             self._at.step += 1
             metrics, previews = self._check(run) if self._at.step in checks else (None, ())
-            remaining = (len(self._runs) - self._at.run_index - 1) * self._options.num_steps
             self._on_progress(
                 TuningProgress(
-                    step=self._at.steps_before + self._at.step,
-                    num_steps=self._at.steps_before + self._at.last_step + remaining,
+                    step=self._at.run_index * self._options.num_steps + self._at.step,
+                    num_steps=len(self._runs) * self._options.num_steps,
                     run=run.name,
                     loss=loss,
                     validation=metrics,
@@ -228,10 +229,8 @@ class _Tuning:
         originals = [e for e in self._examples if e.is_original]
         return [e for e in originals if e.image_index in run.left_out] if run.left_out else originals
 
-    def _checks(self, run: Run) -> list[int]:
-        """Return the steps to validate at; the run after folds is measured by them."""
-        if run.is_final and len(self._runs) > 1:
-            return []
+    def _checks(self) -> list[int]:
+        """Return the steps to validate at."""
         return check_steps(self._options) if self._kind != "training" else [self._options.num_steps]
 
     def _candidates(self) -> list[Candidate]:
@@ -244,11 +243,13 @@ class _Tuning:
     def _kind(self) -> ValidationKind:
         if self._validation:
             return "given"
-        return "held_out" if len(self._runs) > 1 else "training"
+        return "held_out" if self._runs[0].is_fold else "training"
 
     def _check(self, run: Run) -> tuple[TuningMetrics, tuple[TuningPreview, ...]]:
         """Measure the candidates of this step; the decoder keeps what it had learnt. Returns of the best one."""
         trained = _snapshot(self._decoder)
+        if run.is_fold and self._at.step:
+            self._add(trained)
         curve = self._at.curves.setdefault(run.name, [])
         measured = []
         for candidate in self._candidates():
@@ -258,28 +259,37 @@ class _Tuning:
                 metrics, previews = validate(self._decoder, self._validated_on(run), self._segmenter, self._device)
             curve.append(((candidate.step, candidate.share), asdict(metrics)))
             measured.append((metrics, previews))
-            if run.is_final and choose(_read(curve)) == candidate:
+            if not run.is_fold and choose(_read(curve)) == candidate:
                 self._best, self._at.chosen = _snapshot(self._decoder), candidate
         self._decoder.load_adapter_state(trained)
         return max(measured, key=lambda pair: pair[0].iou)
 
+    def _add(self, trained: Mapping[str, Tensor]) -> None:
+        """Add what a fold has learnt to what the folds before it had at the same step."""
+        so_far = self._sums.get(str(self._at.step))
+        self._sums[str(self._at.step)] = {
+            name: value if so_far is None else so_far[name] + value for name, value in trained.items()
+        }
+
     def _end_run(self) -> None:
-        """Go on to the next run: it starts over, and the one on all images ends where the folds were best."""
-        done = self._runs[self._at.run_index]
-        if done.is_final:
-            if self._kind == "training":  # nothing could choose
-                self._at.chosen = Candidate(self._at.step, self._options.unchecked_share)
-            if self._kind != "given":
-                self._best = _mixed(self._initial, _snapshot(self._decoder), self._at.chosen[1])
-        else:
-            self._decoder.load_adapter_state(self._initial)
-            self._optimizer = self._new_optimizer()
-        self._at.steps_before += self._at.step
+        """Go on to the next run, which starts over; after the last one the result is known."""
+        if self._kind == "training":  # nothing could choose
+            self._at.chosen = Candidate(self._at.step, self._options.unchecked_share)
+            self._best = _mixed(self._initial, _snapshot(self._decoder), self._at.chosen[1])
         self._at.run_index += 1
         self._at.step = 0
-        if self._at.run_index == len(self._runs) - 1:  # the folds are done
+        if self._at.run_index < len(self._runs):
+            self._decoder.load_adapter_state(self._initial)
+            self._optimizer = self._new_optimizer()
+        elif self._kind == "held_out":
             self._at.chosen = choose(self._metrics())
-            self._at.last_step = self._at.chosen[0]
+            self._best = self._mean_of_folds(Candidate(*self._at.chosen))
+
+    def _mean_of_folds(self, chosen: Candidate) -> dict[str, Tensor]:
+        if chosen == BASE:
+            return dict(self._initial)
+        mean = {name: total / len(self._runs) for name, total in self._sums[str(chosen.step)].items()}
+        return _mixed(self._initial, mean, chosen.share)
 
     def _metrics(self) -> list[tuple[Candidate, TuningMetrics]]:
         """Return what was measured, the mean over the folds where there are some."""
@@ -316,6 +326,7 @@ class _Tuning:
             "position": asdict(self._at) | {"chosen": tuple(self._at.chosen)},
             "adapter": _snapshot(self._decoder),
             "best": dict(self._best),
+            "sums": self._sums,
             "optimizer": self._optimizer.state_dict(),
         }
 
@@ -323,6 +334,7 @@ class _Tuning:
         self._at = _Position(**content["position"])
         self._decoder.load_adapter_state(content["adapter"])
         self._best = content["best"]
+        self._sums = content["sums"]
         self._optimizer.load_state_dict(content["optimizer"])
 
 

@@ -97,7 +97,8 @@ class TuningOptions:
     num_views: int = 4
     """Embedded views of each image, the image itself among them."""
     num_folds: int = 2
-    """Runs that leave images out to find the number of steps, from three images up; 0 always trains all steps."""
+    """Runs that leave images out to find the number of steps, from three images up, and whose mean is the adapter; 0
+    always trains all steps on all images. One alone would leave images out of all training."""
     num_checks: int = 2
     """How often a run measures the validation IoU."""
     shares: tuple[float, ...] = (0.5, 0.75, 1.0)
@@ -115,6 +116,8 @@ class TuningOptions:
         for name in ("warmup_steps", "num_folds", "weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} is at least 0, not {getattr(self, name)}", field=f"options.{name}")
+        if self.num_folds == 1:
+            raise InvalidInput("num_folds is 0 or at least 2, not 1", field="options.num_folds")
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidInput(f"{name} is above 0, not {getattr(self, name)}", field=f"options.{name}")
@@ -186,9 +189,9 @@ class TuningProgress:
     step: int
     """Steps done, from 1 on."""
     num_steps: int
-    """Steps in all, as far as known: early stopping can only lower it."""
+    """Steps in all."""
     run: str
-    """``fold 1 of 1`` or ``all images``."""
+    """``fold 1 of 2`` or ``all images``."""
     loss: float
     validation: TuningMetrics | None = None
     """Where it was measured at this step."""

@@ -187,7 +187,6 @@ class _Work:
         self._settings = settings
         self._last_report = 0.0
         self._has_previews = False
-        self._folds_until = Instant.now()
         self.watch = Stopwatch()
 
     @contextmanager
@@ -213,7 +212,7 @@ class _Work:
         spec = adapter_spec(plan.method, plan.options, inputs.image_encoder.spec.early_channels)
         adapted = adapt(base, spec, seed=options.seed)
         names = [item.file_name for item in inputs.dataset.items]
-        began = self._folds_until = Instant.now()
+        began = Instant.now()
         result = tune(
             adapted,
             examples,
@@ -224,8 +223,8 @@ class _Work:
             device=self._settings.device,
             num_threads=self._settings.num_threads,
         )
-        self.watch.add("train_folds", began, self._folds_until)
-        self.watch.add("train_all_images", self._folds_until, Instant.now())
+        part = "train_folds" if result.validation_kind == "held_out" else "train_all_images"
+        self.watch.add(part, began, Instant.now())
         adapted = adapted.to("cpu").eval()
         if not self._has_previews:  # the trainer shows what serving's matcher finds, and there was no matcher
             for preview in box_previews(adapted, examples, inputs.segmenter_spec):
@@ -235,8 +234,6 @@ class _Work:
     def _tell(self, progress: TuningProgress, file_names: Sequence[str]) -> None:
         now, validation = time.monotonic(), progress.validation
         is_last = progress.step == progress.num_steps
-        if progress.run.startswith("fold"):
-            self._folds_until = Instant.now()
         if validation is None and not is_last and now - self._last_report < _PROGRESS_S:
             return
         self._last_report = now

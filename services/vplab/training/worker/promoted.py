@@ -53,5 +53,5 @@ def num_known(
 
 def _left_out(examples: Sequence[TuningExample], options: TuningOptions) -> Iterator[frozenset[int]]:
     images = [example.image_index for example in examples]
-    folds = [run.left_out for run in plan_runs(images, False, options) if not run.is_final]
+    folds = [run.left_out for run in plan_runs(images, False, options) if run.is_fold]
     return iter(folds or [frozenset(images)])
