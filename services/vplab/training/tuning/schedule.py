@@ -10,7 +10,7 @@ from vplab.training.tuning.values import Candidate, TuningMetrics, TuningOptions
 
 MIN_IMAGES_FOR_FOLDS = 3
 LEFT_OUT_SHARE = 0.4
-MAX_LEFT_OUT = 6
+MAX_LEFT_OUT = 3
 """Images a fold leaves out: two of five, and at most these, since each check measures them all. One image alone
 says too little: the gain on it and that on new images hardly agree."""
 MIN_GAIN = 0.004
