@@ -224,7 +224,7 @@ def marked_summary(found: Results) -> str:
         for step in STEPS
     }
     count = next(iter(means.values()))[1]
-    lines = [f"| mean IoU over {count} sets, % | before | {' | '.join(map(titled, shown))} |"]
+    lines = [f"| mean IoU over {count} sets, % | {' | '.join(['before', *map(titled, shown)])} |"]
     lines.append("|---|" + "--:|" * (1 + len(shown)))
     lines += [
         f"| {STEPS[step]} | {' | '.join(f'{100 * v:.1f}' for v in values)} |" for step, (values, _) in means.items()

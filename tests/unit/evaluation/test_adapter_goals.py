@@ -114,3 +114,24 @@ def test_the_table_names_sizes_and_the_row_before_tuning(adapters: ModuleType) -
     assert ours.startswith("| e-peft | 195,960 | 791 | **70.0** | **60.0** |")
     assert lora.startswith("| lora |")
     assert "5 images: 30.0 s (train 25.0)" in adapters.jobs(found)
+
+
+def test_the_summary_of_marked_objects_says_what_our_method_brings(adapters: ModuleType) -> None:
+    found = named(adapters, polypgen=results(ours=0.7), crackforest=results(ours=0.5))
+    assert adapters.marked_summary(found).splitlines() == [
+        "| mean IoU over 2 sets, % | before | 1 shot | 5 shots |",
+        "|---|--:|--:|--:|",
+        "| box | 40.0 | 70.0 | 70.0 |",
+        "| 1 click | 30.0 | 60.0 | 60.0 |",
+    ]
+
+
+def test_the_summary_of_matching_stands_beside_what_else_learned(adapters: ModuleType) -> None:
+    found = named(adapters, polypgen=results(), crackforest=results(before=0.4, after=0.6))
+    beside = named(adapters, polypgen=comparators(forest=0.2), crackforest=comparators(forest=0.4))
+    assert adapters.matching_summary(adapters.with_rivals(found, beside)).splitlines()[2:] == [
+        "| softmatch | 30.0 | 30.0 |",
+        "| softmatch+e-peft |  | 50.0 |",
+        "| random_forest |  | 30.0 |",
+        "| unet |  | 10.0 |",
+    ]
