@@ -8,6 +8,7 @@ from fakes.random_decoders import build_decoder, disturb, make_inputs
 from vplab.errors import DataLoss, InvalidInput
 from vplab.vision.adapters.adapt import adapt
 from vplab.vision.adapters.spec import METHODS, default_spec
+from vplab.vision.adapters.walk import decode_adapted
 
 IDENTITIES = ("lora", "ia3", "prompt_tokens", "image_context", "e_peft")
 """Methods that leave the decoder as it is until they are trained."""
@@ -43,6 +44,20 @@ def test_merging_changes_no_answer(decoder, inputs, method):
     before = adapted(*inputs)
     assert_same(adapted.merged()(*inputs), before, tolerance=2e-5)
     assert_same(adapted(*inputs), before, tolerance=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_making_the_weights_of_the_image_side_changes_no_answer_and_no_gradient(decoder, inputs, method):
+    adapted = disturb(adapt(decoder, default_spec(method)))
+    tensors = adapted.adapter.named()
+    found = []
+    for folds in (False, True):
+        answers = decode_adapted(adapted.base, adapted.parts, tensors, inputs, folds_image_side=folds)
+        loss = answers[0].square().mean() + answers[1].square().mean()
+        found.append((answers, torch.autograd.grad(loss, list(tensors.values()))))
+    assert_same(found[1][0], found[0][0], tolerance=2e-5)
+    for name, beside, made in zip(tensors, found[0][1], found[1][1], strict=True):
+        assert (made - beside).abs().max() <= 1e-3 * beside.abs().max(), name
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -37,9 +37,17 @@ def test_training_sees_the_logits_that_serving_sharpens():
     assert served is not None
     wanted = served.sharpen(logits[0, 2].detach().numpy())
     np.testing.assert_allclose(sharp[0, 2].detach().numpy(), wanted, atol=1e-5)
-    sharp.sum().backward()
-    assert logits.grad is not None
-    assert logits.grad.abs().min() > 0
+
+
+def test_a_sharpened_mask_has_the_gradient_of_its_enlargement():
+    batch = drawn(build_examples([colourful(disc((30, 30), 12))], [1], SHARPENED), SHARPENED)
+    logits = torch.randn(len(batch.targets), 4, *SHARPENED.low_res_hw, requires_grad=True)
+    sharp = batch.sharpened(logits)
+    weights = torch.randn(sharp.shape)
+    enlarged = torch.nn.functional.interpolate(logits, sharp.shape[-2:], mode="bilinear", align_corners=False)
+    found, wanted = (torch.autograd.grad((weights * planes).sum(), logits)[0] for planes in (sharp, enlarged))
+    assert sharp.shape[-1] > logits.shape[-1]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_segmenter_without_colour_evidence_is_trained_on_its_logits():

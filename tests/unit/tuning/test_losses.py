@@ -3,6 +3,7 @@ import torch
 
 from vplab.training.tuning.losses import (
     at_points,
+    coverage,
     low_res_targets,
     plane_ious,
     plane_losses,
@@ -102,3 +103,10 @@ def test_targets_keep_their_area_on_the_logit_grid():
     assert low[0].sum() == pytest.approx(16, abs=16)
     assert low[0].any()
     assert not low[1].any()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 8), (20, 20), (64, 64)])
+def test_coverage_is_the_mean_over_each_cell(size):
+    targets = (torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.6).float()
+    wanted = torch.nn.functional.adaptive_avg_pool2d(targets.unsqueeze(1), size).squeeze(1)
+    torch.testing.assert_close(coverage(targets, size), wanted)

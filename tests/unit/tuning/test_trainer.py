@@ -256,6 +256,19 @@ def test_the_number_of_threads_is_put_back():
         torch.set_num_threads(before)
 
 
+def test_tiny_numbers_are_zero_while_it_trains_only():
+    inside = list[float]()
+    tune(
+        WholeDecoder(),
+        examples_of(discs(1)),
+        SEGMENTER,
+        SHORT,
+        on_progress=lambda _: inside.append(float(torch.tensor(1e-39) * 0.5)),
+    )
+    assert set(inside) == {0.0}
+    assert float(torch.tensor(1e-39) * 0.5) > 0
+
+
 def test_half_precision_embeddings_train_in_single_precision():
     result = tune(WholeDecoder(), examples_of(discs(1)), SEGMENTER, SHORT)
     assert {value.dtype for value in result.adapter_state.values()} == {torch.float32}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,9 +58,33 @@ class Batch:
             return logits
         planes = logits.detach().float().cpu().numpy()
         rows = [np.stack([m.sharpen(plane) for plane in row]) for m, row in zip(models, planes, strict=True)]
-        sharp = torch.from_numpy(np.stack(rows))
-        enlarged = F.interpolate(logits, sharp.shape[-2:], mode="bilinear", align_corners=False)
-        return enlarged + (sharp.to(logits.device) - enlarged.detach())
+        sharp: Tensor = _Sharpened.apply(logits, torch.from_numpy(np.stack(rows)).to(logits.device))  # type: ignore[no-untyped-call]
+        return sharp
+
+
+class _Sharpened(torch.autograd.Function):
+    """Planes as they were sharpened, with the gradient of the bilinear enlargement that they began with.
+
+    As two products, which take less than half of the time that torch's own way back takes on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, sharp: Tensor) -> Tensor:
+        ctx.grid_hw = logits.shape[-2:]
+        return sharp
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        rows, columns = (
+            _enlargement(size, fine, gradient) for size, fine in zip(ctx.grid_hw, gradient.shape[-2:], strict=True)
+        )
+        return rows.T @ (gradient @ columns), None
+
+
+def _enlargement(size: int, fine: int, like: Tensor) -> Tensor:
+    """Return the matrix (fine, size) that enlarges an axis bilinearly, in a tensor's type and on its device."""
+    identity = torch.eye(size, dtype=like.dtype, device=like.device)
+    return F.interpolate(identity[None], fine, mode="linear", align_corners=False)[0].T
 
 
 def batches(

@@ -65,6 +65,8 @@ class TuningWorker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         torch.set_num_threads(settings.num_threads)
+        # Threads take this over from the one that starts them, which is before the first tuning asks for it.
+        torch.set_flush_denormal(True)
         self._settings = settings
         self._loop = asyncio.Runner()
         self._bases: OrderedDict[str, PromptDecoder] = OrderedDict()

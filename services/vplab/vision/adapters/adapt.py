@@ -63,7 +63,13 @@ class AdaptedDecoder(nn.Module):
         """
         _check_early(early_features, self.early_channels)
         inputs = (image_embedding, image_index, point_coords, point_labels, mask_input, has_mask_input)
-        return decode_adapted(self.base, self.parts, self.adapter.named(), inputs, early_features, self.training)
+        # A weight made at each call costs less than two narrow products over a thousand cells, on the way back too; a
+        # graph has its own way to make weights.
+        folds = not torch.compiler.is_exporting()
+        tensors = self.adapter.named()
+        return decode_adapted(
+            self.base, self.parts, tensors, inputs, early_features, self.training, folds_image_side=folds
+        )
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over what trains."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vplab.errors import DataLoss, InvalidInput
 
@@ -50,6 +51,8 @@ def prefixed(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply weight (out, in) and bias (out,) to x (N, T, in), or row by row (N, out, in) and (N, out)."""
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
     y = x @ weight.transpose(-1, -2)
     return y if bias is None else y + bias.unsqueeze(-2)
 

@@ -74,7 +74,8 @@ def decode_adapted(
     output_tokens, num_extra = walk.output_tokens(sparse.shape[0])
     queries, keys = walk.transformer(image, cast(Tensor, base.dense_pe), torch.cat([output_tokens, sparse], dim=1))
 
-    fine = fine_cells(decoder.output_upscaling, keys)  # (N, h*w*16, C/8)
+    # Behind memory tokens that were taken off it is a slice, which torch would multiply prompt by prompt.
+    fine = fine_cells(decoder.output_upscaling, keys.contiguous())  # (N, h*w*16, C/8)
     hyper = walk.mask_vectors(queries[:, 1 : 1 + decoder.num_mask_tokens])
     grid_hw = (image.shape[-2], image.shape[-1])
     logits = as_planes(hyper @ fine.transpose(1, 2), grid_hw)
