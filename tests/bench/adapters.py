@@ -5,6 +5,8 @@ would type; killed at any moment, the same command goes on. ``--comparators`` na
 same images, splits and seeds, whose random forest and U-Net the matcher is compared with; it may be OUT itself, where
 ``--methods`` had them too. With ``--readme`` the means over the sets, and which goals are met, go between the README's
 marks: ``adapters`` for objects marked by box and click, ``matching`` for the matcher; OUT/adapters.md has all sets.
+What was measured stays in ``adapters.json`` beside this file then, and methods that were measured of the same images
+before, and not now, are shown with what they reached, and the commit that they had.
 """
 
 import json
@@ -43,6 +45,8 @@ BASE = "segmenter"
 STEPS = {"box": "box", "1": "1 click"}
 FEW, ONE = "5", "1"
 WANTED_GAIN = 0.5
+KEPT = Path(__file__).with_name("adapters.json")
+_BY_METHOD = ("shots", "clicks", "tuned", "tunings")
 # Settings that say which models were measured; a random forest is the same beside any of them.
 _OF_MODELS = ("segmenter", "encoder", "tuning_steps")
 
@@ -67,10 +71,12 @@ def main() -> None:
         raise SystemExit(f"there is no complete result below {arguments.out}")
     beside = read(arguments.comparators, list(found)) if arguments.comparators else {}
     refuse_unequal(found, beside)
+    found = with_kept(with_rivals(found, beside), read_kept())
+    beside = {task: results for task, results in found.items() if any(rival in results["shots"] for rival in RIVALS)}
     # Which of the tables an OUT has depends on its methods; each is written where its own marks are.
     by_mark = {
         "adapters": (marked_table(found), marked_goals(found), jobs(found)),
-        "matching": (matching_table(with_rivals(found, beside)), matching_goals(found, beside)),
+        "matching": (matching_table(found), matching_goals(found, beside)),
     }
     texts = {
         mark: "\n\n".join([*(part for part in parts if part), made_by(found)])
@@ -82,7 +88,8 @@ def main() -> None:
     (arguments.out / "adapters.md").write_text(every + "\n")
     print(every)
     if arguments.readme:
-        summaries = {"adapters": marked_summary(found), "matching": matching_summary(with_rivals(found, beside))}
+        keep(found)
+        summaries = {"adapters": marked_summary(found), "matching": matching_summary(found)}
         for mark, text in texts.items():
             write_between(FIGURES, mark, text)
             write_between(ROOT / "README.md", mark, summaries[mark])
@@ -100,16 +107,70 @@ def read(out: Path, tasks: Sequence[Task]) -> Results:
 def refuse_unequal(found: Results, beside: Results) -> None:
     """End where comparators were measured on other images, splits or seeds."""
     for task, results in beside.items():
-        ours, theirs = (
-            {name: value for name, value in r["settings"].items() if name not in _OF_MODELS} | {"seeds": r["num_seeds"]}
-            for r in (found[task], results)
-        )
+        ours, theirs = _images_of(found[task]), _images_of(results)
         for name in ours | theirs:
             if ours.get(name) != theirs.get(name):
                 raise SystemExit(
                     f"{task.name}: the comparators were measured with another {name} ({theirs.get(name)}, "
                     f"here {ours.get(name)})"
                 )
+
+
+def read_kept() -> Results:
+    """Return what was measured before, by task."""
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    return {task: kept[task.name] for task in TASKS if task.name in kept}
+
+
+def with_kept(found: Results, kept: Results) -> Results:
+    """Return results with methods that were measured before, of the same images, splits and seeds, and not now.
+
+    Of other models than now only the comparators stay, which use none.
+    """
+    return {task: _joined(results, kept.get(task)) for task, results in found.items()}
+
+
+def _joined(results: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    commits = {name: results["commit"] for name in _methods(results)} | results.get("commits", {})
+    if before is not None and _images_of(before) == _images_of(results):
+        stays = set(_methods(before)) - set(commits)
+        if before["models"] != results["models"]:
+            stays &= set(RIVALS)
+        commits |= {name: before["commits"][name] for name in sorted(stays)}
+        parts = {
+            part: {name: figures for name, figures in before[part].items() if name in stays} | results[part]
+            for part in _BY_METHOD
+        }
+        results = results | parts
+    by_commit: dict[str, list[str]] = {}
+    for name, commit in commits.items():
+        by_commit.setdefault(commit, []).append(name)
+    told = [commit if len(by_commit) == 1 else f"{commit} ({', '.join(names)})" for commit, names in by_commit.items()]
+    return results | {"commits": commits, "commit": ", ".join(told)}
+
+
+def _methods(results: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for part in _BY_METHOD for name in results[part]))
+
+
+def _images_of(results: dict[str, Any]) -> dict[str, Any]:
+    """Return what says which images, splits and seeds were measured."""
+    settings = {name: value for name, value in results["settings"].items() if name not in _OF_MODELS}
+    return settings | {"seeds": results["num_seeds"]}
+
+
+def keep(found: Results) -> None:
+    """Have the means of every task stay beside this file."""
+    kept = {task.name: results for task, results in (read_kept() | found).items()}
+    shown = {name: {key: _means(value) for key, value in results.items()} for name, results in kept.items()}
+    KEPT.write_text(json.dumps(shown, indent=1, sort_keys=True) + "\n")
+
+
+def _means(value: Any) -> Any:
+    """Return figures without those of each class and seed."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _means(inner) for key, inner in value.items() if key not in ("classes", "seeds")}
 
 
 def numbers(found: Results) -> list[str]:
@@ -234,11 +295,13 @@ def marked_summary(found: Results) -> str:
 
 def with_rivals(found: Results, beside: Results) -> Results:
     """Return results with what the comparators reached on the same images."""
-    return {
-        task: results
-        | {"shots": {n: f for n, f in beside.get(task, results)["shots"].items() if n in RIVALS} | results["shots"]}
-        for task, results in found.items()
-    }
+    joined = {}
+    for task, results in found.items():
+        rivals = {n: f for n, f in beside[task]["shots"].items() if n in RIVALS} if task in beside else {}
+        own = dict.fromkeys(_methods(results), results["commit"])
+        commits = dict.fromkeys(rivals, beside[task]["commit"]) | own if rivals else own
+        joined[task] = results | {"shots": rivals | results["shots"], "commits": commits}
+    return joined
 
 
 def matching_table(found: Results) -> str:

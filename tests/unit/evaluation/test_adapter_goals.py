@@ -46,7 +46,7 @@ def results(*, ours: float = 0.6, others: float = 0.5, before: float = 0.2, afte
 
 def comparators(*, forest: float, seeds: int = 3, folder: str = "f") -> dict[str, Any]:
     shots = {"random_forest": {"5": figures(forest)}, "unet": {"5": figures(0.1)}}
-    return {"shots": shots, "settings": {"folder": folder, "segmenter": "other"}, "num_seeds": seeds}
+    return {"shots": shots, "settings": {"folder": folder, "segmenter": "other"}, "num_seeds": seeds, "commit": "old"}
 
 
 def named(adapters: ModuleType, **by_task: dict[str, Any]) -> dict[Any, dict[str, Any]]:
@@ -135,3 +135,31 @@ def test_the_summary_of_matching_stands_beside_what_else_learned(adapters: Modul
         "| random_forest |  | 30.0 |",
         "| unet |  | 10.0 |",
     ]
+
+
+def test_what_was_measured_before_stays_beside_what_is_measured_now(
+    adapters: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(adapters, "KEPT", tmp_path / "kept.json")
+    before = adapters.with_rivals(
+        named(adapters, polypgen=results(others=0.7)), named(adapters, polypgen=comparators(forest=0.2))
+    )
+    adapters.keep(adapters.with_kept(before, {}))
+    now = results(ours=0.8)
+    now["tuned"], now["commit"] = {"e-peft": now["tuned"]["e-peft"]}, "new"
+    (joined,) = adapters.with_kept(named(adapters, polypgen=now), adapters.read_kept()).values()
+    assert joined["tuned"]["e-peft"]["5"]["1"]["iou"]["mean"] == 0.8
+    assert joined["tuned"]["lora"]["5"]["1"]["iou"]["mean"] == 0.7
+    assert joined["commits"] | {"e-peft": "new", "lora": "abc", "random_forest": "old"} == joined["commits"]
+    assert "new (" in joined["commit"]
+
+
+@pytest.mark.parametrize(("change", "stays"), [("models", {"random_forest", "unet"}), ("settings", set())])
+def test_figures_of_other_models_or_images_are_not_shown(adapters: ModuleType, change: str, stays: set[str]) -> None:
+    rivals = named(adapters, polypgen=comparators(forest=0.2))
+    kept = adapters.with_kept(adapters.with_rivals(named(adapters, polypgen=results()), rivals), {})
+    now = results() | {"tuned": {}, "tunings": {}, "shots": {}}
+    now[change] = now[change] | {"folder": "g", "segmenter": {"digest": "e" * 64}}
+    (joined,) = adapters.with_kept(named(adapters, polypgen=now), kept).values()
+    assert set(joined["tuned"]) == set()
+    assert set(joined["shots"]) == stays
