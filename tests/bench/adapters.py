@@ -47,6 +47,7 @@ FEW, ONE = "5", "1"
 WANTED_GAIN = 0.5
 KEPT = Path(__file__).with_name("adapters.json")
 _BY_METHOD = ("shots", "clicks", "tuned", "tunings")
+_KEPT = (*_BY_METHOD, "settings", "num_seeds", "models", "commits")
 # Settings that say which models were measured; a random forest is the same beside any of them.
 _OF_MODELS = ("segmenter", "encoder", "tuning_steps")
 
@@ -160,10 +161,10 @@ def _images_of(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep(found: Results) -> None:
-    """Have the means of every task stay beside this file."""
+    """Have the means of every task stay beside this file, and nothing of the machine's folders."""
     kept = {task.name: results for task, results in (read_kept() | found).items()}
-    shown = {name: {key: _means(value) for key, value in results.items()} for name, results in kept.items()}
-    KEPT.write_text(json.dumps(shown, indent=1, sort_keys=True) + "\n")
+    means = {name: {key: _means(results[key]) for key in _KEPT} for name, results in kept.items()}
+    KEPT.write_text(json.dumps(means, indent=1, sort_keys=True) + "\n")
 
 
 def _means(value: Any) -> Any:

@@ -40,7 +40,7 @@ def results(*, ours: float = 0.6, others: float = 0.5, before: float = 0.2, afte
             "softmatch+e-peft": {"0": figures(before), "5": figures(after)},
         },
         "settings": {"folder": "f", "segmenter": "", "tuning_steps": 9}, "num_all": 20, "num_seeds": 3,
-        "models": {"segmenter": model}, "commit": "abc", "machine": "m", "num_test": 8,
+        "models": {"segmenter": model}, "commit": "abc", "machine": "m", "num_test": 8, "folder": "/home/somebody/images",
     }  # fmt: skip
 
 
@@ -145,6 +145,7 @@ def test_what_was_measured_before_stays_beside_what_is_measured_now(
         named(adapters, polypgen=results(others=0.7)), named(adapters, polypgen=comparators(forest=0.2))
     )
     adapters.keep(adapters.with_kept(before, {}))
+    assert "/home/" not in adapters.KEPT.read_text()
     now = results(ours=0.8)
     now["tuned"], now["commit"] = {"e-peft": now["tuned"]["e-peft"]}, "new"
     (joined,) = adapters.with_kept(named(adapters, polypgen=now), adapters.read_kept()).values()
