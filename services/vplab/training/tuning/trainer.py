@@ -370,7 +370,7 @@ def _snapshot(decoder: TunableDecoder) -> dict[str, Tensor]:
 def _tiny_is_zero() -> Iterator[None]:
     """Have this thread, and those that it starts, take for zero what is too small for a float's full precision.
 
-    Gradients of sure pixels are that small, and a product with them takes a processor ten times as long.
+    Gradients of sure pixels are that small, and a processor takes many times as long for a product with them.
     """
     torch.set_flush_denormal(True)
     try:
