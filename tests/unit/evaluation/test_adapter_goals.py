@@ -40,7 +40,8 @@ def results(*, ours: float = 0.6, others: float = 0.5, before: float = 0.2, afte
             "softmatch+e-peft": {"0": figures(before), "5": figures(after)},
         },
         "settings": {"folder": "f", "segmenter": "", "tuning_steps": 9}, "num_all": 20, "num_seeds": 3,
-        "models": {"segmenter": model}, "commit": "abc", "machine": "m", "num_test": 8, "folder": "/home/somebody/images",
+        "models": {"segmenter": model}, "commit": "abc", "machine": "m", "num_test": 8,
+        "folder": "/home/somebody/images",
     }  # fmt: skip
 
 
