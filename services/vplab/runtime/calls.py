@@ -33,6 +33,9 @@ from vplab.wire.status import code_of, trailers_from_error
 
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 
+_TIMEOUT_ROUNDING: Final = 0.01
+_CLOCK_STEP_S: Final = 0.002
+
 _log = structlog.get_logger(__name__)
 _access_log = structlog.get_logger("vplab.access")
 
@@ -132,7 +135,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             try:
                 return await self._answered(call, metadata, remaining_s, work)
             except asyncio.CancelledError:
-                code = _code_of_cancellation(context)
+                code = _code_of_cancellation(call)
                 raise
             except BaseException:
                 code = context.code() or grpc.StatusCode.UNKNOWN
@@ -248,9 +251,13 @@ async def _refuse_unknown(path: str) -> None:
     raise Unimplemented(f"this server has no method {path[:200]!r}", metadata={"method": path[:200]})
 
 
-def _code_of_cancellation(context: Any) -> grpc.StatusCode:
-    remaining_s = context.time_remaining()
-    is_late = remaining_s is not None and remaining_s <= 0
+def _code_of_cancellation(call: _Call) -> grpc.StatusCode:
+    remaining_s = call.context.time_remaining()
+    if remaining_s is None:
+        return grpc.StatusCode.CANCELLED
+    # gRPC rounds a timeout up to three digits on its way, so the caller's own clock can end the call first.
+    given_s = time.monotonic() - call.began + remaining_s
+    is_late = remaining_s <= _TIMEOUT_ROUNDING * given_s + _CLOCK_STEP_S
     return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
 
 
