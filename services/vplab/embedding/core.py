@@ -287,11 +287,19 @@ def _tensors(version: EncoderVersion, outputs: EncodedOutputs, precision: Precis
     """Return outputs in the embedding's precision, read-only; what float16 cannot hold becomes its largest number."""
     tensors = []
     for output, values in zip(version.spec.outputs, outputs, strict=True):
-        if not np.isfinite(values).all():
-            raise Internal(f"{version.model.name} returned values that are not finite")
-        array: Array = values
-        if precision is Precision.FLOAT16:
-            array = to_half(values)
+        try:
+            array = _in_precision(values, precision)
+        except ValueError as error:
+            raise Internal(f"{version.model.name} returned values that are not finite") from error
         array.flags.writeable = False
         tensors.append(NamedTensor(output.name, output.role, array))
     return tuple(tensors)
+
+
+def _in_precision(values: npt.NDArray[np.float32], precision: Precision) -> Array:
+    """Raises ValueError if a value is not finite."""
+    if precision is Precision.FLOAT16:
+        return to_half(values)
+    if not np.isfinite(values).all():
+        raise ValueError("a value is not finite")
+    return values

@@ -19,12 +19,32 @@ PREPARE_SECONDS: Final = Histogram(
 )
 JOB_IMAGES: Final = Counter("vplab_embedding_job_images", "Images of precompute jobs, by outcome.", ("outcome",))
 
+
+class TierMetrics:
+    """The series of one tier: all of them exist from the start, and none is looked up again."""
+
+    def __init__(self, tier: str) -> None:
+        self._hits, self._misses = (LOOKUPS.labels(tier, outcome) for outcome in ("hit", "miss"))
+        self._bytes = CACHE_BYTES.labels(tier)
+        self._entries = CACHE_ENTRIES.labels(tier)
+        self._evictions = EVICTIONS.labels(tier)
+
+    def looked_up(self, *, found: bool) -> None:
+        """Note a look-up."""
+        (self._hits if found else self._misses).inc()
+
+    def holds(self, num_entries: int, num_bytes: int) -> None:
+        """Note what is kept."""
+        self._entries.set(num_entries)
+        self._bytes.set(num_bytes)
+
+    def evicted(self) -> None:
+        """Note an embedding that made room."""
+        self._evictions.inc()
+
+
 for _tier in ("host", "durable"):
-    for _outcome in ("hit", "miss"):
-        LOOKUPS.labels(_tier, _outcome)
-    CACHE_BYTES.labels(_tier)
-    CACHE_ENTRIES.labels(_tier)
-    EVICTIONS.labels(_tier)
+    TierMetrics(_tier)
 for _outcome in ("written", "failed", "skipped"):
     WRITES.labels(_outcome)
 for _outcome in ("followed", "refused"):

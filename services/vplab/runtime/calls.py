@@ -91,6 +91,8 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._own_services = frozenset(own_services)
         self._wrapped: dict[str, Any] = {}
         self._calls: set[_Call] = set()
+        self._metrics: dict[Method, metrics.CallMetrics] = {}
+        self._access_log = _access_log.bind()
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
@@ -129,7 +131,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         request.enter(call_id, deadline, client, request.accept_priority(metadata.get(request.PRIORITY_KEY)))
         structlog.contextvars.bind_contextvars(request_id=call_id)
         self._calls.add(call)
-        metrics.CALLS_IN_FLIGHT.labels(*method.labels).inc()
+        self._metrics_of(method).began()
         code = grpc.StatusCode.OK
         with self._tracer.span(method.service, method.name, metadata, call_id) as span:
             try:
@@ -231,12 +233,9 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             raise asyncio.CancelledError from gone  # the caller went away before the status was on its way
 
     def _note_end(self, call: _Call, code: grpc.StatusCode, seconds: float, peer: str) -> None:
-        labels = call.method.labels
-        metrics.CALLS_IN_FLIGHT.labels(*labels).dec()
-        metrics.CALLS_HANDLED.labels(*labels, code.name).inc()
-        metrics.CALL_SECONDS.labels(*labels).observe(seconds)
+        self._metrics_of(call.method).ended(code.name, seconds)
         # Probes come every few seconds from every node.
-        write = _access_log.debug if call.method.service == HEALTH_SERVICE else _access_log.info
+        write = self._access_log.debug if call.method.service == HEALTH_SERVICE else self._access_log.info
         write(
             "call",
             service_name=call.method.service,
@@ -245,6 +244,11 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             seconds=round(seconds, 6),
             peer=peer,
         )
+
+    def _metrics_of(self, method: Method) -> metrics.CallMetrics:
+        if method not in self._metrics:
+            self._metrics[method] = metrics.CallMetrics(*method.labels)
+        return self._metrics[method]
 
 
 async def _refuse_unknown(path: str) -> None:

@@ -82,12 +82,34 @@ class QueueMetrics:
         self._cancelled[stage].inc()
 
 
-def precreate_call(kind: str, service: str, method: str, codes: Iterable[str]) -> None:
-    """Make every series of a method exist."""
-    CALLS_IN_FLIGHT.labels(kind, service, method)
-    CALL_SECONDS.labels(kind, service, method)
-    for code in codes:
-        CALLS_HANDLED.labels(kind, service, method, code)
+class CallMetrics:
+    """The series of one method, of which none is looked up twice."""
+
+    def __init__(self, kind: str, service: str, method: str) -> None:
+        self._labels = (kind, service, method)
+        self._in_flight = CALLS_IN_FLIGHT.labels(*self._labels)
+        self._seconds = CALL_SECONDS.labels(*self._labels)
+        self._handled: dict[str, Counter] = {}
+
+    def precreate(self, codes: Iterable[str]) -> None:
+        """Make every series of the method exist."""
+        for code in codes:
+            self._handled_with(code)
+
+    def began(self) -> None:
+        """Note a call."""
+        self._in_flight.inc()
+
+    def ended(self, code: str, seconds: float) -> None:
+        """Note how a call ended."""
+        self._in_flight.dec()
+        self._handled_with(code).inc()
+        self._seconds.observe(seconds)
+
+    def _handled_with(self, code: str) -> Counter:
+        if code not in self._handled:
+            self._handled[code] = CALLS_HANDLED.labels(*self._labels, code)
+        return self._handled[code]
 
 
 @contextmanager

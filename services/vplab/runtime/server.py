@@ -119,7 +119,7 @@ async def running_server(
     if settings.enable_reflection:
         own_services.append("grpc.reflection.v1alpha.ServerReflection")
     for method in [*methods_of([*names, *own_services]), UNKNOWN]:
-        metrics.precreate_call(*method.labels, codes=(code.name for code in grpc.StatusCode))
+        metrics.CallMetrics(*method.labels).precreate(code.name for code in grpc.StatusCode)
     metrics.SERVER_INFO.info({"service": service, "software": software(), "instance": instance()})
     health = HealthServicer([*names, RUNTIME_SERVICE])
     info = RuntimeServicer(service, names, served_models or tuple)

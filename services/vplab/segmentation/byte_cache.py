@@ -16,12 +16,13 @@ class ByteCache(Generic[Value]):
         self, name: str, max_bytes: int, size_bytes: Callable[[Value], int], *, keeps_newest: bool = False
     ) -> None:
         """name: of the metric's label. keeps_newest: keep the last one put even when it alone exceeds the bound."""
-        self._name = name
         self._max_bytes = max_bytes
         self._size_bytes = size_bytes
         self._min_entries = 1 if keeps_newest else 0
         self._entries: OrderedDict[Hashable, Value] = OrderedDict()
         self.num_bytes = 0
+        self._hits, self._misses = (metrics.CACHE_LOOKUPS.labels(name, outcome) for outcome in ("hit", "miss"))
+        self._bytes = metrics.CACHE_BYTES.labels(name)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -29,9 +30,11 @@ class ByteCache(Generic[Value]):
     def get(self, key: Hashable) -> Value | None:
         """Return a value and make it the most recently used."""
         value = self._entries.get(key)
-        metrics.CACHE_LOOKUPS.labels(self._name, "miss" if value is None else "hit").inc()
-        if value is not None:
-            self._entries.move_to_end(key)
+        if value is None:
+            self._misses.inc()
+            return None
+        self._hits.inc()
+        self._entries.move_to_end(key)
         return value
 
     def put(self, key: Hashable, value: Value) -> None:
@@ -44,4 +47,4 @@ class ByteCache(Generic[Value]):
         while self.num_bytes > self._max_bytes and len(self._entries) > self._min_entries:
             _, dropped = self._entries.popitem(last=False)
             self.num_bytes -= self._size_bytes(dropped)
-        metrics.CACHE_BYTES.labels(self._name).set(self.num_bytes)
+        self._bytes.set(self.num_bytes)

@@ -182,14 +182,15 @@ def page_position(token: str) -> str:
 
 def prediction_response(prediction: Prediction, *, includes_logits: bool) -> pb.PredictMasksResponse:
     """Return the answer to PredictMasks."""
-    return pb.PredictMasksResponse(
-        objects=[
-            pb.ObjectMasks(masks=[_predicted_mask(mask, includes_logits) for mask in masks])
-            for masks in prediction.objects
-        ],
-        image_size=wire_images.image_size_to_proto(prediction.image_hw),
-        provenance=_provenance(prediction.provenance),
+    response = pb.PredictMasksResponse(
+        image_size=wire_images.image_size_to_proto(prediction.image_hw), provenance=_provenance(prediction.provenance)
     )
+    # Filled in place: a message that another is made of is copied, with all runs of a mask.
+    for masks in prediction.objects:
+        messages = response.objects.add().masks
+        for mask in masks:
+            _fill_predicted_mask(messages.add(), mask, includes_logits)
+    return response
 
 
 def segment_response(found: Segmentation) -> pb.SegmentImageResponse:
@@ -316,11 +317,11 @@ def _instance(instance: Instance, image_hw: tuple[int, int]) -> pb.Instance:
     )
 
 
-def _predicted_mask(mask: PredictedMask, includes_logits: bool) -> pb.PredictedMask:
-    message = pb.PredictedMask(mask=_mask(mask.mask), predicted_iou=mask.predicted_iou)
+def _fill_predicted_mask(message: pb.PredictedMask, mask: PredictedMask, includes_logits: bool) -> None:
+    message.predicted_iou = mask.predicted_iou
+    _fill_mask(message.mask, mask.mask)
     if includes_logits:
         message.low_res_logits.CopyFrom(tensor_to_proto(mask.low_res_logits))
-    return message
 
 
 def _options(options: Options) -> pb.SegmentOptions:
@@ -337,8 +338,14 @@ def _options(options: Options) -> pb.SegmentOptions:
 
 
 def _mask(mask: StoredMask) -> vision_pb2.Mask:
-    height, width = mask.size_hw
-    return vision_pb2.Mask(width=width, height=height, runs=mask.runs.tolist())
+    message = vision_pb2.Mask()
+    _fill_mask(message, mask)
+    return message
+
+
+def _fill_mask(message: vision_pb2.Mask, mask: StoredMask) -> None:
+    message.height, message.width = mask.size_hw
+    message.runs.extend(mask.runs.tolist())
 
 
 def _model(model: ModelRef) -> vision_pb2.ModelReference:

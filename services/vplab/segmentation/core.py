@@ -1,13 +1,12 @@
 """The use cases: masks from prompts, and masks from a prompt set."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
-
-import numpy as np
 
 from vplab.errors import InvalidInput
 from vplab.segmentation import metrics
@@ -111,7 +110,7 @@ class SegmentationCore:
         version = await self._segmenters.resolve(segmenter or self._default_segmenter)
         adapted = await self._adapted(adapter, version) if adapter else None
         spec = version.spec if adapted is None else adapted.spec
-        num_logits = len(prompts) * _num_masks(spec, multimask) * int(np.prod(spec.low_res_hw))
+        num_logits = len(prompts) * _num_masks(spec, multimask) * math.prod(spec.low_res_hw)
         if includes_logits and 4 * num_logits > self._max_logits_bytes:
             raise AnswerTooLarge(4 * num_logits, self._max_logits_bytes)
         encoder = await self._image_encoder(version)

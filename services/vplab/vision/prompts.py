@@ -80,13 +80,12 @@ class ObjectPrompt:
         if self.point_labels is None or len(self.point_labels) != self.num_points:
             raise InvalidInput("every point needs a label", field="points")
         height, width = original_hw
-        with np.errstate(invalid="ignore"):
-            inside = ((self.points_xy >= 0) & (self.points_xy <= (width, height))).reshape(-1, 2)
+        points = self.points_xy.reshape(-1, 2).tolist()  # most prompts have few, for which numpy is slower
         for axis, name, limit in ((0, "x", width), (1, "y", height)):
-            if not inside[:, axis].all():
-                index = int(np.argmin(inside[:, axis]))
-                raise InvalidInput(f"{name} is not within 0 and {limit}", field=f"points[{index}].{name}")
-        if not ((self.point_labels == BACKGROUND) | (self.point_labels == FOREGROUND)).all():
+            for index, point in enumerate(points):
+                if not 0 <= point[axis] <= limit:
+                    raise InvalidInput(f"{name} is not within 0 and {limit}", field=f"points[{index}].{name}")
+        if any(label not in (BACKGROUND, FOREGROUND) for label in self.point_labels.tolist()):
             raise InvalidInput("labels are foreground or background", field="points")
 
     def _check_box(self, original_hw: tuple[int, int]) -> None:

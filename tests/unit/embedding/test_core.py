@@ -153,15 +153,16 @@ async def test_what_float16_cannot_hold_becomes_its_largest_number(tmp_path: Pat
     assert not full.embedding.tensors[0].array.flags.writeable
 
 
-async def test_values_that_are_not_finite_are_a_fault_and_not_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", Precision)
+async def test_values_that_are_not_finite_are_a_fault_and_not_kept(tmp_path: Path, precision: Precision) -> None:
     loader = FakeLoader()
     loader.encoder.value = float("nan")
     async with core_with(loader, tmp_path / "model") as core:
         encoders = await core.resolve([NAME])
         with pytest.raises(Internal):
-            await core.embed(EncodedImage(png()), encoders, Precision.FLOAT16, CLICK)
+            await core.embed(EncodedImage(png()), encoders, precision, CLICK)
         loader.encoder.value = 1.0
-        (found,) = await core.embed(EncodedImage(png()), encoders, Precision.FLOAT16, CLICK)
+        (found,) = await core.embed(EncodedImage(png()), encoders, precision, CLICK)
         assert found.tier is Tier.COMPUTED
 
 

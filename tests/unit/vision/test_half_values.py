@@ -1,6 +1,7 @@
 """Values in half precision."""
 
 import numpy as np
+import pytest
 
 from vplab.vision.half_values import to_half
 
@@ -26,3 +27,12 @@ def test_ties_go_to_the_even_neighbour_and_the_smallest_numbers_are_kept() -> No
     values = np.array([2049, 2051, 2**-24, 2**-25], np.float32)
 
     assert to_half(values).tolist() == [2048, 2052, 2**-24, 0]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(wrong: float) -> None:
+    values = np.zeros((3, 5, 7), np.float32)
+    values[1, 2, 3] = wrong
+
+    with pytest.raises(ValueError, match="not finite"):
+        to_half(values)
