@@ -116,7 +116,8 @@ class Comparison:
     def run(self) -> None:
         """Measure one work after the other."""
         for work in self._arguments.works:
-            best = {name: self._best_forms(name, work) for name in self._arguments.servers}
+            names = [name for name in self._arguments.servers if work in SERVERS[name].works]
+            best = {name: self._best_forms(name, work) for name in names}
             for concurrencies, forms in alike(best, self._arguments.concurrency):
                 with ExitStack() as stack:
                     bare = [stack.enter_context(BareLoop.running(work, form, self._arguments)) for form in BARE_FORMS]

@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 from http_calls import HttpCalls
 from infer_messages import infer_answer, infer_request
+from report import OURS, OURS_WITHOUT_DISK
 from work import Click, Mask
 
 from vplab.api.embedding.v1 import embedding_service_pb2 as embedding_pb
@@ -67,6 +68,8 @@ class Server(ABC):
     name: str
     forms: tuple[Form, ...] = PEER_FORMS
     """What is tried; at each concurrency the one with the highest throughput is measured."""
+    works: tuple[str, ...] = ("click", "embed")
+    """What is measured of it."""
     end_timeout_s = 5.0
     """How long it may take to end by itself; it has nothing to lose."""
 
@@ -160,7 +163,7 @@ class Server(ABC):
 class VPLab(Server):
     """Our own services, as ``vplab serve`` starts them."""
 
-    name = "vplab"
+    name = OURS
     forms = (Form(),)
     end_timeout_s = 40.0
 
@@ -195,6 +198,19 @@ class VPLab(Server):
         (mask,) = message.objects[0].masks
         size_hw = (message.image_size.height, message.image_size.width)
         return Mask(size_hw, np.array(mask.mask.runs, np.uint32), mask.predicted_iou)
+
+
+class VPLabWithoutDisk(VPLab):
+    """Our services where embeddings live in memory alone, as those of the bare loop and the peers do.
+
+    Tells what their copies on disk cost, which outlive a restart.
+    """
+
+    name = OURS_WITHOUT_DISK
+    works = ("embed",)
+
+    def environment(self, store: Path) -> dict[str, str]:
+        return {**super().environment(store), "VPLAB_EMBEDDING_STORE_BYTES": "0"}
 
 
 class LitServe(Server):
@@ -288,7 +304,9 @@ class BentoML(Server):
 
 
 _BOUNDARY = "vplab-peers"
-SERVERS: dict[str, type[Server]] = {server.name: server for server in (VPLab, LitServe, MLServer, BentoML)}
+SERVERS: dict[str, type[Server]] = {
+    server.name: server for server in (VPLab, VPLabWithoutDisk, LitServe, MLServer, BentoML)
+}
 
 
 def digest_of(picture: Picture) -> str:

@@ -104,6 +104,15 @@ def test_who_is_ahead_is_said_where_the_rounds_tell(load: Load, ahead: int, roun
     assert f"{word} |" in report.standings_table(rows).splitlines()[4]
 
 
+def test_our_services_without_their_disk_have_a_goal_and_are_no_peer(load: Load) -> None:
+    rows = [row("bare loop", 100), row("vplab", 90), row("vplab-without-disk", 96)]
+    found = goals(load, [{**one, "work": "embed"} for one in rows])
+    assert "embedded images at saturation: at least 95% of the bare loop's throughput | 90.0% | no |" in found
+    assert "as the bare loop and the peers keep theirs | 96.0% | yes |" in found
+    assert "ahead of" not in found
+    assert load("report").standings_table(rows) == ""
+
+
 def test_equal_servers_are_level(load: Load) -> None:
     rows = [row(server, 10, number=number) for number in range(9) for server in ("vplab", "litserve")]
     assert "level in 2 of 2 | no |" in goals(load, rows)
