@@ -20,7 +20,6 @@ class HostCache:
     """Embeddings in memory; the least recently used go first."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._metrics = metrics.TierMetrics("host")
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, Embedding] = OrderedDict()
         self.num_bytes = 0
@@ -46,8 +45,8 @@ class HostCache:
         while self.num_bytes > self._max_bytes:
             _, dropped = self._entries.popitem(last=False)
             self.num_bytes -= dropped.num_bytes
-            self._metrics.evicted()
-        self._metrics.holds(len(self._entries), self.num_bytes)
+            metrics.HOST.evicted()
+        metrics.HOST.holds(len(self._entries), self.num_bytes)
 
 
 class EmbeddingCache:
@@ -56,19 +55,18 @@ class EmbeddingCache:
     def __init__(self, host: HostCache, store: EmbeddingStore | None) -> None:
         self._host = host
         self._store = store
-        self._in_host, self._in_store = metrics.TierMetrics("host"), metrics.TierMetrics("durable")
         self._writes: dict[str, asyncio.Task[None]] = {}
 
     async def get(self, key: str) -> FoundEmbedding | None:
         """Look an embedding up, tier by tier."""
         embedding = self._host.get(key)
-        self._in_host.looked_up(found=embedding is not None)
+        metrics.HOST.looked_up(found=embedding is not None)
         if embedding is not None:
             return FoundEmbedding(embedding, Tier.HOST)
         if self._store is None:
             return None
         embedding = await self._store.read(key)
-        self._in_store.looked_up(found=embedding is not None)
+        metrics.DURABLE.looked_up(found=embedding is not None)
         if embedding is None:
             return None
         self._host.put(embedding)

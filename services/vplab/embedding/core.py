@@ -297,7 +297,7 @@ def _tensors(version: EncoderVersion, outputs: EncodedOutputs, precision: Precis
 
 
 def _in_precision(values: npt.NDArray[np.float32], precision: Precision) -> Array:
-    """Raises ValueError if a value is not finite."""
+    """Return values as they are kept. Raises ValueError if one is not finite."""
     if precision is Precision.FLOAT16:
         return to_half(values)
     if not np.isfinite(values).all():

@@ -43,8 +43,9 @@ class TierMetrics:
         self._evictions.inc()
 
 
-for _tier in ("host", "durable"):
-    TierMetrics(_tier)
+HOST: Final = TierMetrics("host")
+DURABLE: Final = TierMetrics("durable")
+
 for _outcome in ("written", "failed", "skipped"):
     WRITES.labels(_outcome)
 for _outcome in ("followed", "refused"):

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 import grpc
@@ -64,6 +65,12 @@ class _Call:
         await self.exchange.linger()
 
 
+@cache
+def call_metrics(method: Method) -> metrics.CallMetrics:
+    """Return the series of a method, which begin to exist when they are first asked for."""
+    return metrics.CallMetrics(*method.labels, (code.name for code in grpc.StatusCode))
+
+
 class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps every call of one server; see the module.
 
@@ -91,7 +98,6 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._own_services = frozenset(own_services)
         self._wrapped: dict[str, Any] = {}
         self._calls: set[_Call] = set()
-        self._metrics: dict[Method, metrics.CallMetrics] = {}
         self._access_log = _access_log.bind()
 
     async def intercept_service(
@@ -131,7 +137,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         request.enter(call_id, deadline, client, request.accept_priority(metadata.get(request.PRIORITY_KEY)))
         structlog.contextvars.bind_contextvars(request_id=call_id)
         self._calls.add(call)
-        self._metrics_of(method).began()
+        call_metrics(method).began()
         code = grpc.StatusCode.OK
         with self._tracer.span(method.service, method.name, metadata, call_id) as span:
             try:
@@ -233,7 +239,7 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             raise asyncio.CancelledError from gone  # the caller went away before the status was on its way
 
     def _note_end(self, call: _Call, code: grpc.StatusCode, seconds: float, peer: str) -> None:
-        self._metrics_of(call.method).ended(code.name, seconds)
+        call_metrics(call.method).ended(code.name, seconds)
         # Probes come every few seconds from every node.
         write = self._access_log.debug if call.method.service == HEALTH_SERVICE else self._access_log.info
         write(
@@ -244,11 +250,6 @@ class CallFrame(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             seconds=round(seconds, 6),
             peer=peer,
         )
-
-    def _metrics_of(self, method: Method) -> metrics.CallMetrics:
-        if method not in self._metrics:
-            self._metrics[method] = metrics.CallMetrics(*method.labels)
-        return self._metrics[method]
 
 
 async def _refuse_unknown(path: str) -> None:

@@ -83,18 +83,13 @@ class QueueMetrics:
 
 
 class CallMetrics:
-    """The series of one method, of which none is looked up twice."""
+    """The series of one method: all of them exist from the start, and none is looked up again."""
 
-    def __init__(self, kind: str, service: str, method: str) -> None:
-        self._labels = (kind, service, method)
-        self._in_flight = CALLS_IN_FLIGHT.labels(*self._labels)
-        self._seconds = CALL_SECONDS.labels(*self._labels)
-        self._handled: dict[str, Counter] = {}
-
-    def precreate(self, codes: Iterable[str]) -> None:
-        """Make every series of the method exist."""
-        for code in codes:
-            self._handled_with(code)
+    def __init__(self, kind: str, service: str, method: str, codes: Iterable[str]) -> None:
+        labels = (kind, service, method)
+        self._in_flight = CALLS_IN_FLIGHT.labels(*labels)
+        self._seconds = CALL_SECONDS.labels(*labels)
+        self._handled = {code: CALLS_HANDLED.labels(*labels, code) for code in codes}
 
     def began(self) -> None:
         """Note a call."""
@@ -103,13 +98,8 @@ class CallMetrics:
     def ended(self, code: str, seconds: float) -> None:
         """Note how a call ended."""
         self._in_flight.dec()
-        self._handled_with(code).inc()
+        self._handled[code].inc()
         self._seconds.observe(seconds)
-
-    def _handled_with(self, code: str) -> Counter:
-        if code not in self._handled:
-            self._handled[code] = CALLS_HANDLED.labels(*self._labels, code)
-        return self._handled[code]
 
 
 @contextmanager

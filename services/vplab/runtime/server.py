@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2_grpc
 from vplab.api.runtime.v1 import runtime_service_pb2_grpc
 from vplab.runtime import metrics, unix_sockets
 from vplab.runtime.auth import authenticator
-from vplab.runtime.calls import HEALTH_SERVICE, CallFrame
+from vplab.runtime.calls import HEALTH_SERVICE, CallFrame, call_metrics
 from vplab.runtime.health import HealthServicer
 from vplab.runtime.methods import UNKNOWN, methods_of
 from vplab.runtime.server_info import RUNTIME_SERVICE, RuntimeServicer, ServedModel, instance, software
@@ -119,7 +119,7 @@ async def running_server(
     if settings.enable_reflection:
         own_services.append("grpc.reflection.v1alpha.ServerReflection")
     for method in [*methods_of([*names, *own_services]), UNKNOWN]:
-        metrics.CallMetrics(*method.labels).precreate(code.name for code in grpc.StatusCode)
+        call_metrics(method)
     metrics.SERVER_INFO.info({"service": service, "software": software(), "instance": instance()})
     health = HealthServicer([*names, RUNTIME_SERVICE])
     info = RuntimeServicer(service, names, served_models or tuple)

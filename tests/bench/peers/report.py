@@ -56,11 +56,10 @@ def goals_table(report: Row) -> str:
         if (found := saturated_share(rows, work)) is not None:
             what = "clicks" if work == "click" else "embedded images"
             goal = f"{what} at saturation: at least {least:.0%} of the bare loop's throughput"
-            shown = math.floor(1000 * found) / 10  # rounded down: what falls short must not read as if it were met
-            goals.append((goal, f"{shown:.1f}%", found >= least))
+            goals.append((goal, _share_text(found), found >= least))
     if (found := saturated_share(rows, "embed", OURS_WITHOUT_DISK)) is not None:
         goal = "the same with embeddings in memory alone, as the bare loop and the peers keep theirs"
-        goals.append((goal, f"{math.floor(1000 * found) / 10:.1f}%", found >= LEAST_SHARE["embed"]))
+        goals.append((goal, _share_text(found), found >= LEAST_SHARE["embed"]))
     if any(row["server"] == OURS for row in rows):
         for peer in _peers(rows):
             found_text, is_met = standing_text(standings(rows, peer))
@@ -187,6 +186,11 @@ def standings_table(rows: Sequence[Row]) -> str:
         ]
         lines.append(f"| {where} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _share_text(share: float) -> str:
+    """Return a share in percent, rounded down: what falls short must not read as if it were met."""
+    return f"{math.floor(1000 * share) / 10:.1f}%"
 
 
 def _peers(rows: Sequence[Row]) -> list[str]:

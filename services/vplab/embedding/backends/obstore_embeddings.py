@@ -65,7 +65,6 @@ class ObstoreEmbeddings:
         self._store = store
         self._folder = Path(store.prefix) if isinstance(store, LocalStore) and store.prefix else None
         self._direct = DirectWriter()
-        self._metrics = metrics.TierMetrics("durable")
         self._max_bytes = max_bytes
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._num_bytes = 0
@@ -184,11 +183,11 @@ class ObstoreEmbeddings:
                     break
                 oldest = next(iter(self._sizes))
             self._delete(oldest)
-            self._metrics.evicted()
+            metrics.DURABLE.evicted()
         self._note_size()
 
     def _note_size(self) -> None:
-        self._metrics.holds(len(self._sizes), self._num_bytes)
+        metrics.DURABLE.holds(len(self._sizes), self._num_bytes)
 
 
 def _path(key: str) -> str:
